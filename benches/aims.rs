@@ -10,24 +10,24 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::sides::{Side, interleaved, table};
-use common::{KEEPERS, Keeper, Peers, Random, Votes, batch, only_tested, rounds};
+use common::sides::{Side, interleaved_medians, print_table};
+use common::{KEEPERS, Keeper, Peers, Random, Votes, batch, is_test_run, time_rounds};
 use keepcount::reconcile::Options;
 
 fn memory(times: usize) {
     for keys in [1_000_u64, 1_000_000] {
         let Peers { store, dash, map } = Peers::filled(keys);
         for threads in [1, 2] {
-            // The deltas of one round: batches; or single deltas, so few that they are as warm in
-            // the caches as a batch that was just built.
+            // The deltas of one round: one batch, or single deltas. These are few, so that their
+            // batches are as warm in the caches as one that was just built.
             for (what, size, repeat) in [("batches of 1,024", 1024, 64), ("single deltas", 32, 512)]
             {
                 let singles = size == 32;
-                let each = size * repeat;
+                let operations = size * repeat;
                 let mut sides = vec![
                     Side {
                         name: "keepcount",
-                        each,
+                        operations,
                         run: Box::new(|| {
                             let build = |random: &mut Random| {
                                 let keys = random.keys(size, keys);
@@ -37,7 +37,7 @@ fn memory(times: usize) {
                                     vec![batch(&keys)]
                                 }
                             };
-                            rounds(threads, repeat, build, |batches| {
+                            time_rounds(threads, repeat, build, |batches| {
                                 for batch in batches {
                                     store.apply(batch).unwrap();
                                 }
@@ -46,9 +46,9 @@ fn memory(times: usize) {
                     },
                     Side {
                         name: "dashmap",
-                        each,
+                        operations,
                         run: Box::new(|| {
-                            rounds(
+                            time_rounds(
                                 threads,
                                 repeat,
                                 |random| random.keys(size, keys),
@@ -64,9 +64,9 @@ fn memory(times: usize) {
                 if threads == 1 {
                     sides.push(Side {
                         name: "hashbrown",
-                        each,
+                        operations,
                         run: Box::new(|| {
-                            rounds(
+                            time_rounds(
                                 1,
                                 repeat,
                                 |random| random.keys(size, keys),
@@ -80,8 +80,8 @@ fn memory(times: usize) {
                         }),
                     });
                 }
-                let medians = interleaved(times, &mut sides);
-                table(
+                let medians = interleaved_medians(times, &mut sides);
+                print_table(
                     &format!(
                         "memory, {keys} keys, {threads} thread(s), {what}: a delta of each thread"
                     ),
@@ -111,46 +111,50 @@ fn transactions(times: usize) {
             .iter_mut()
             .map(|(_, name, votes)| Side {
                 name,
-                each: size * repeat,
+                operations: size * repeat,
                 run: Box::new(|| timed(|| (0..repeat).for_each(|_| votes.transaction(size)))),
             })
             .collect();
-        let medians = interleaved(times, &mut sides);
-        table(&format!("sqlite, transactions of {size}: a vote"), &sides, &medians);
+        let medians = interleaved_medians(times, &mut sides);
+        print_table(&format!("sqlite, transactions of {size}: a vote"), &sides, &medians);
     }
 }
 
-fn verification(times: usize, rows: u64, each: u64) {
+fn verification(times: usize, rows: u64, per_setlist: u64) {
     let folder = tempfile::tempdir().unwrap();
-    let votes = Votes::settled(folder.path(), rows, each);
+    let votes = Votes::filled(folder.path(), rows, per_setlist);
     let mut sides = [
         Side {
             name: "verify",
-            each: rows,
+            operations: rows,
             run: Box::new(|| timed(|| assert_eq!(votes.verify(Options::default()).rows, rows))),
         },
         Side {
             name: "verify, pages of 1,000",
-            each: rows,
+            operations: rows,
             run: Box::new(|| {
                 timed(|| assert_eq!(votes.verify(Options::default().page(1000)).drift(), 0))
             }),
         },
         Side {
             name: "one GROUP BY",
-            each: rows,
+            operations: rows,
             run: Box::new(|| timed(|| assert_eq!(votes.group_by().unsigned_abs(), rows))),
         },
     ];
-    let medians = interleaved(times, &mut sides);
-    table(&format!("verify, {rows} votes of {} setlists: a vote", rows / each), &sides, &medians);
+    let medians = interleaved_medians(times, &mut sides);
+    print_table(
+        &format!("verify, {rows} votes of {} setlists: a vote", rows / per_setlist),
+        &sides,
+        &medians,
+    );
 }
 
 fn main() {
-    let (times, rows) = if only_tested() { (1, 20_000) } else { (15, 2_000_000) };
+    let (times, rows) = if is_test_run() { (1, 20_000) } else { (15, 2_000_000) };
     memory(times * 2);
     transactions(times);
-    for each in [100, 10, 1] {
-        verification(times, rows, each);
+    for per_setlist in [100, 10, 1] {
+        verification(times, rows, per_setlist);
     }
 }

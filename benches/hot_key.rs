@@ -1,10 +1,11 @@
-//! Measures how long writers wait, and the longest wait, for one hot key at 1,000 writes a second
+//! Measures how long writes to one hot key take, and the longest of them, at 1,000 writes a second
 //! while repairs run without a pause.
 //!
-//! Rows are in an SQLite file (WAL). In memory, a write is a pending write, the row's commit, and
-//! the pending write's commit. In SQLite, row and total are in one transaction, under the same
-//! repairs, as the peer. Each is measured without and with repairs, in turns within one run. This
-//! is a plain program, because the longest wait counts, not a mean.
+//! Rows are in an SQLite file (WAL). With totals in memory, a write begins a pending write, commits
+//! the row, and commits the pending write. The peer has its totals in SQLite, and writes row and
+//! total in one transaction, under the same repairs. Each is measured without and with repairs, in
+//! turns within one run. This is a plain program without a bench harness, because the longest wait
+//! matters, not a mean.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::disallowed_methods, missing_docs)]
 
@@ -25,9 +26,9 @@ const SCHEMA: Schema = Schema::new(&[VOTES.table()]);
 const SHOWS: i64 = 1_000;
 const HOT: i64 = 500;
 const PAGE: u16 = 100;
-const EVERY: Duration = Duration::from_millis(1);
+const PERIOD: Duration = Duration::from_millis(1);
 
-/// A show's votes: one, or as many as SQL counted.
+/// A show and its votes: one for a row, or as many as SQL counted.
 struct Votes(i64, i64);
 
 impl Record for Votes {
@@ -62,14 +63,15 @@ fn fill(path: &Path, store: &MemoryStore) {
     store.begin(&mut batch).unwrap().commit().unwrap();
 }
 
-/// How long each write took, and how much of that it waited for totals: for a barrier and a stripe
-/// in memory.
+/// The times of all writes.
 struct Waits {
+    /// Of the whole write.
     whole: Vec<Duration>,
+    /// Of the calls that begin and commit its pending write, which wait for a barrier and a stripe.
     totals: Vec<Duration>,
 }
 
-/// Writes to the hot key at its pace for this long.
+/// Writes to the hot key once a [`PERIOD`], for `time`.
 fn write(conn: &mut Connection, time: Duration, memory: Option<&MemoryStore>) -> Waits {
     let mut waits = Waits { whole: Vec::new(), totals: Vec::new() };
     let started = Instant::now();
@@ -77,7 +79,7 @@ fn write(conn: &mut Connection, time: Duration, memory: Option<&MemoryStore>) ->
     let mut batch = Batch::new();
     while started.elapsed() < time {
         thread::sleep(due.saturating_duration_since(Instant::now()));
-        due += EVERY;
+        due += PERIOD;
         batch.clear();
         batch.insert(&Votes(HOT, 1));
         let begun = Instant::now();
@@ -104,19 +106,19 @@ fn write(conn: &mut Connection, time: Duration, memory: Option<&MemoryStore>) ->
     waits
 }
 
-/// Repairs without a pause. Before each repair it plants drift on the hot key, so that each one
-/// repairs something.
+/// Repairs without a pause until `done`. Before each repair it inserts a vote without a hook, so
+/// that each repair finds drift on the hot key.
 fn repair(path: &Path, memory: Option<&MemoryStore>, done: &AtomicBool, repaired: &AtomicU64) {
     let (conn, rows) = (open(path), open(path));
     while !done.load(Ordering::Relaxed) {
-        let lost = rows.execute("INSERT INTO votes (show_id) VALUES (?1)", [HOT]);
+        let uncounted = rows.execute("INSERT INTO votes (show_id) VALUES (?1)", [HOT]);
         let mut audit: Box<dyn Audit + '_> = if let Some(store) = memory {
             let mut audit = MemoryAudit::live(
                 store,
                 GracePeriod::after(Duration::from_secs(10)),
                 SystemRuntime::new(),
             );
-            audit.add(VOTES, |from| read(&conn, from)).unwrap();
+            audit.add(VOTES, |from| read_votes(&conn, from)).unwrap();
             Box::new(audit)
         } else {
             let mut audit = SqliteAudit::new(&conn, &SCHEMA).unwrap();
@@ -127,12 +129,12 @@ fn repair(path: &Path, memory: Option<&MemoryStore>, done: &AtomicBool, repaired
         let options = Options::default().page(PAGE.into());
         let report = reconcile::repair(&SCHEMA).options(options).run(audit.as_mut()).unwrap();
         repaired.fetch_add(report.counters[0].corrected, Ordering::Relaxed);
-        assert!(lost.is_ok());
+        assert!(uncounted.is_ok());
     }
 }
 
-/// Reads the votes of the next shows in one statement: those of a page, and one more.
-fn read(conn: &Connection, from: Bound<i64>) -> Vec<Votes> {
+/// Reads the votes of the next shows in one statement: a page of shows, and one more.
+fn read_votes(conn: &Connection, from: Bound<i64>) -> Vec<Votes> {
     let from = match from {
         Bound::Unbounded => i64::MIN,
         Bound::Included(show) => show,
@@ -146,7 +148,7 @@ fn read(conn: &Connection, from: Bound<i64>) -> Vec<Votes> {
     rows.map(Result::unwrap).collect()
 }
 
-fn show(name: &str, mut times: Vec<Duration>) {
+fn print_percentiles(name: &str, mut times: Vec<Duration>) {
     times.sort_unstable();
     let at = |share: f64| {
         #[allow(
@@ -191,11 +193,11 @@ fn main() {
             alone.0.len() + beside.0.len(),
             repaired.into_inner()
         );
-        show("  a write, no repair", alone.0);
-        show("  a write, repairs beside it", beside.0);
+        print_percentiles("  a write, no repair", alone.0);
+        print_percentiles("  a write, repairs beside it", beside.0);
         if in_memory {
-            show("    of that pending write and totals, no repair", alone.1);
-            show("    of that pending write and totals, repairs", beside.1);
+            print_percentiles("    of that pending write and totals, no repair", alone.1);
+            print_percentiles("    of that pending write and totals, repairs", beside.1);
         }
     }
 }

@@ -35,7 +35,7 @@ const LEADERBOARD: Leaderboard<u64> =
     Leaderboard::new("bench.board", [SCORES]).by(|[total]| Some(total));
 
 fn leaderboards(c: &mut Criterion) {
-    let redis = server_on_path();
+    let redis = find_server();
     if redis.is_none() {
         println!("no redis-server on the PATH: Redis is not measured");
     }
@@ -48,7 +48,7 @@ fn leaderboards(c: &mut Criterion) {
         let peer = redis.as_deref().map(|program| {
             let mut redis = Redis::start(program);
             redis.fill(keys);
-            redis.agrees(&leaderboard, keys);
+            redis.assert_agrees(&leaderboard, keys);
             redis
         });
         let mut group = c.benchmark_group(format!("leaderboard, {keys} keys"));
@@ -56,16 +56,16 @@ fn leaderboards(c: &mut Criterion) {
             .sample_size(20)
             .measurement_time(Duration::from_secs(2))
             .warm_up_time(Duration::from_millis(300));
-        ours(&mut group, &mut leaderboard, keys);
+        bench_keepcount(&mut group, &mut leaderboard, keys);
         if let Some(mut redis) = peer {
-            redis_at_once(&mut group, &mut redis, keys, "redis", 1);
-            redis_at_once(&mut group, &mut redis, keys, "redis, pipelined", PIPELINE);
+            bench_redis(&mut group, &mut redis, keys, "redis", 1);
+            bench_redis(&mut group, &mut redis, keys, "redis, pipelined", PIPELINE);
         }
         group.finish();
     }
 }
 
-fn ours(
+fn bench_keepcount(
     group: &mut BenchmarkGroup<'_, WallTime>,
     leaderboard: &mut MemoryLeaderboard<u64>,
     keys: u64,
@@ -83,17 +83,17 @@ fn ours(
     });
 }
 
-fn redis_at_once(
+fn bench_redis(
     group: &mut BenchmarkGroup<'_, WallTime>,
     redis: &mut Redis,
     keys: u64,
     name: &str,
-    at_once: u64,
+    in_flight: u64,
 ) {
     let mut random = Random(7);
     let mut bench = |what: &str, send: &mut dyn FnMut(&mut Redis)| {
         group.bench_function(format!("{what}/{name}"), |b| {
-            b.iter_custom(|count| redis.time(count, at_once, send));
+            b.iter_custom(|count| redis.time(count, in_flight, send));
         });
     };
     bench("change", &mut |redis| {
@@ -104,20 +104,20 @@ fn redis_at_once(
     bench("rank", &mut |redis| redis.ask_rank(random.next() % keys));
 }
 
-/// Below 2^53, so that a double of Redis holds it exactly, and different for each key, because
-/// Redis orders equal scores differently.
+/// Returns a score below 2^53, which a double of Redis holds exactly. It differs for each key,
+/// because Redis orders equal scores differently.
 fn score(random: &mut Random, key: u64) -> i64 {
     i64::try_from((random.next() >> 34) << 20 | key).unwrap()
 }
 
-fn server_on_path() -> Option<PathBuf> {
+fn find_server() -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path)
         .map(|folder| folder.join("redis-server"))
         .find(|program| program.is_file())
 }
 
-/// A server with one connection, and only as much of its protocol as this bench needs.
+/// A Redis server with one connection, and the part of its protocol that this bench needs.
 struct Redis {
     server: Child,
     output: Vec<u8>,
@@ -176,7 +176,7 @@ impl Redis {
         });
     }
 
-    fn agrees(&mut self, leaderboard: &MemoryLeaderboard<u64>, keys: u64) {
+    fn assert_agrees(&mut self, leaderboard: &MemoryLeaderboard<u64>, keys: u64) {
         let expected: Vec<_> = leaderboard
             .top(100)
             .unwrap()
@@ -192,12 +192,13 @@ impl Redis {
         }
     }
 
-    /// Sends commands, `at_once` at a time, and reads their replies; returns the time of all.
-    fn time(&mut self, count: u64, at_once: u64, send: &mut dyn FnMut(&mut Self)) -> Duration {
+    /// Sends `count` commands, `in_flight` at a time, and reads their replies. Returns the time of
+    /// all.
+    fn time(&mut self, count: u64, in_flight: u64, send: &mut dyn FnMut(&mut Self)) -> Duration {
         let begun = Instant::now();
         let mut left = count;
         while left > 0 {
-            let now = left.min(at_once);
+            let now = left.min(in_flight);
             (0..now).for_each(|_| send(self));
             self.flush();
             (0..now).for_each(|_| self.reply(|text| _ = black_box(text)));

@@ -2,8 +2,8 @@
 //! 1,024 and single deltas, one and two threads, a thousand and a million integer keys.
 //!
 //! Each round draws 1,024 random keys and builds the batches outside the timing; then all threads
-//! start at once. A batch is as warm in the caches as it is right after it was built, and so are
-//! the keys of the peers.
+//! start at once. So batches, and the keys of the peers, are as warm in the caches as right after
+//! they were built.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -12,7 +12,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Peers, batch, rounds};
+use common::{Peers, batch, time_rounds};
 use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
     measurement,
@@ -20,7 +20,8 @@ use criterion::{
 use keepcount::Batch;
 
 const DELTAS: u64 = 1024;
-/// Single deltas a round: so few that their batches are as warm as one that was just built.
+/// Single deltas a round: few, so that their batches are as warm in the caches as one that was just
+/// built.
 const SINGLES: u64 = 32;
 
 fn group<'c>(c: &'c mut Criterion, name: &str) -> BenchmarkGroup<'c, measurement::WallTime> {
@@ -39,7 +40,7 @@ fn memory(c: &mut Criterion) {
         group.throughput(Throughput::Elements(DELTAS));
         group.bench_function(BenchmarkId::new("hashbrown", 1), |b| {
             b.iter_custom(|count| {
-                rounds(
+                time_rounds(
                     1,
                     count,
                     |random| random.keys(DELTAS, keys),
@@ -57,7 +58,7 @@ fn memory(c: &mut Criterion) {
                 group.throughput(Throughput::Elements(count * threads));
                 group.bench_function(BenchmarkId::new(name, threads), |b| {
                     b.iter_custom(|times| {
-                        rounds(
+                        time_rounds(
                             threads,
                             times,
                             |random| random.keys(count, keys),
@@ -73,7 +74,7 @@ fn memory(c: &mut Criterion) {
             group.throughput(Throughput::Elements(DELTAS * threads));
             group.bench_function(BenchmarkId::new("keepcount, a batch", threads), |b| {
                 b.iter_custom(|times| {
-                    rounds(
+                    time_rounds(
                         threads,
                         times,
                         |random| batch(&random.keys(DELTAS, keys)),
@@ -89,7 +90,7 @@ fn memory(c: &mut Criterion) {
                     let singles = |random: &mut common::Random| -> Vec<Batch> {
                         random.keys(SINGLES, keys).iter().map(|key| batch(&[*key])).collect()
                     };
-                    rounds(threads, times, singles, |singles| {
+                    time_rounds(threads, times, singles, |singles| {
                         for single in singles {
                             store.apply(single).unwrap();
                         }

@@ -1,5 +1,6 @@
-//! Compares a hook with a pending write with the bare hook, in ns each: batches of one delta, on
-//! one and two threads, with a thousand and a million integer keys; and batches of 16 deltas.
+//! Compares two ways to apply the batch of a hook in memory, in ns each: bare (`apply`), and
+//! bracketed (`begin` and `commit` of a pending write). Batches have one delta, on one and two
+//! threads, or 16 deltas; there are a thousand or a million integer keys.
 //!
 //! Each round builds its batches outside the timing, as `memory` does. No audit runs: with one,
 //! pending writes also note their keys.
@@ -11,18 +12,18 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Peers, batch, rounds};
+use common::{Peers, batch, time_rounds};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use keepcount::{Batch, MemoryStore};
 
-/// Hooks a round: so few that their batches are as warm as one that was just built.
+/// Hooks a round: few, so that their batches are as warm in the caches as one that was just built.
 const HOOKS: u64 = 32;
 
-fn unguarded(store: &MemoryStore, batch: &mut Batch) {
+fn apply(store: &MemoryStore, batch: &mut Batch) {
     store.apply(batch).unwrap();
 }
 
-fn guarded(store: &MemoryStore, batch: &mut Batch) {
+fn begin_and_commit(store: &MemoryStore, batch: &mut Batch) {
     store.begin(batch).unwrap().commit().unwrap();
 }
 
@@ -37,13 +38,13 @@ fn pending_writes(c: &mut Criterion) {
         for (threads, deltas) in [(1, 1), (2, 1), (1, 16)] {
             group.throughput(Throughput::Elements(HOOKS * threads));
             for (name, hook) in
-                [("bare", unguarded as fn(&MemoryStore, &mut Batch)), ("bracketed", guarded)]
+                [("bare", apply as fn(&MemoryStore, &mut Batch)), ("bracketed", begin_and_commit)]
             {
                 group.bench_function(
                     BenchmarkId::new(format!("{name}, {deltas} deltas"), threads),
                     |b| {
                         b.iter_custom(|times| {
-                            rounds(
+                            time_rounds(
                                 threads,
                                 times,
                                 |random| {

@@ -35,8 +35,8 @@ mod postgres {
     use tokio_postgres::types::ToSql;
     use tokio_postgres::{Client, Statement};
 
-    use super::common::sides::{Side, interleaved, table};
-    use super::common::{Random, only_tested};
+    use super::common::sides::{Side, interleaved_medians, print_table};
+    use super::common::{Random, is_test_run};
     use super::servers::{DURABLE, Server, connect};
 
     const CONNECTIONS: u64 = 16;
@@ -61,25 +61,25 @@ mod postgres {
     const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
     const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 
-    /// How totals are kept.
+    /// What keeps the totals.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     enum Keeper {
-        /// Not at all: the cost of the row alone.
-        Nobody,
-        /// By an UPDATE in the transaction, with all statements sent at once.
+        /// Nothing: this measures the row alone.
+        NoCounters,
+        /// An UPDATE in the transaction, with all statements sent at once.
         Update,
-        /// By an UPDATE in the same statement.
+        /// An UPDATE in the same statement.
         OneStatement,
-        /// By an AFTER INSERT trigger that upserts.
+        /// An AFTER INSERT trigger that upserts.
         Trigger,
-        /// By keepcount, with row and totals in one message.
+        /// keepcount, with row and totals in one message.
         Write,
-        /// By keepcount in a transaction as most applications write it: four round trips.
+        /// keepcount in a transaction as most applications write it: four round trips.
         Within,
     }
 
     const KEEPERS: [(Keeper, &str); 6] = [
-        (Keeper::Nobody, "no counters"),
+        (Keeper::NoCounters, "no counters"),
         (Keeper::Update, "UPDATE, pipelined"),
         (Keeper::OneStatement, "UPDATE in one statement"),
         (Keeper::Trigger, "trigger"),
@@ -184,16 +184,16 @@ mod postgres {
             running.join_all().await;
         }
 
-        /// Checks that what was measured did count.
+        /// Checks that totals equal their rows; without counters they must differ.
         async fn check(&self) {
             let voter = self.voters.first().unwrap().lock().await;
-            let off = "SELECT count(*) FROM show_votes LEFT JOIN (SELECT show_id, count(*) AS votes FROM votes GROUP BY 1) AS rows
+            let query = "SELECT count(*) FROM show_votes LEFT JOIN (SELECT show_id, count(*) AS votes FROM votes GROUP BY 1) AS rows
                        ON show_id = key WHERE total <> coalesce(votes, 0)";
-            let off: i64 = voter.client.query_one(off, &[]).await.unwrap().get(0);
+            let differing: i64 = voter.client.query_one(query, &[]).await.unwrap().get(0);
             assert_eq!(
-                off > 0,
-                self.keeper == Keeper::Nobody,
-                "{:?}: {off} shows differ",
+                differing > 0,
+                self.keeper == Keeper::NoCounters,
+                "{:?}: {differing} shows differ",
                 self.keeper
             );
         }
@@ -225,7 +225,7 @@ mod postgres {
     }
 
     #[allow(clippy::disallowed_methods)]
-    fn timed(
+    fn time_round(
         runtime: &Runtime,
         site: &Site,
         zipf: &Zipf,
@@ -246,20 +246,20 @@ mod postgres {
         ];
         let Some(server) = Server::with(&settings.concat()) else { return };
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-        let (times, votes) = if only_tested() { (1, 5) } else { (9, 100) };
+        let (times, votes) = if is_test_run() { (1, 5) } else { (9, 100) };
         for (what, shows) in [("one hot show", 1), ("1,000 shows by Zipf", SHOWS)] {
             let opened =
                 KEEPERS.map(|(keeper, name)| (name, runtime.block_on(Site::open(&server, keeper))));
             let zipf = Zipf::new(shows);
             let side = |(name, site)| {
                 let (runtime, zipf, mut random) = (&runtime, &zipf, Random(7));
-                let run = move || timed(runtime, site, zipf, &mut random, votes);
-                Side { name, each: CONNECTIONS * votes, run: Box::new(run) }
+                let run = move || time_round(runtime, site, zipf, &mut random, votes);
+                Side { name, operations: CONNECTIONS * votes, run: Box::new(run) }
             };
             let mut sides: Vec<Side<'_>> =
                 opened.iter().map(|(name, site)| side((*name, site))).collect();
-            let medians = interleaved(times, &mut sides);
-            table(
+            let medians = interleaved_medians(times, &mut sides);
+            print_table(
                 &format!("PostgreSQL, {CONNECTIONS} connections, {what}: a vote"),
                 &sides,
                 &medians,

@@ -33,8 +33,8 @@ mod verify {
     use tokio::runtime::{Builder, Runtime};
     use tokio_postgres::Client;
 
-    use super::common::only_tested;
-    use super::common::sides::{Side, interleaved, table};
+    use super::common::is_test_run;
+    use super::common::sides::{Side, interleaved_medians, print_table};
     use super::servers::{Server, connect};
 
     const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
@@ -48,7 +48,7 @@ mod verify {
         }
     }
 
-    /// Verifies a part of all shows.
+    /// Verifies the shows behind the first key up to the second; without them, all shows.
     async fn verify(client: &mut Client, part: [Option<i64>; 2]) -> Report {
         let mut audit = PostgresAudit::new(client, &SCHEMA).await.unwrap();
         let votes = PostgresRows::of("votes", |row| Ok(Vote(row.try_get(0)?))).columns("show_id");
@@ -62,12 +62,12 @@ mod verify {
         run_async(&mut run, &mut audit, &mut TokioRuntime::new()).await.unwrap()
     }
 
-    fn keys(reports: &[Report]) -> u64 {
+    fn keys_compared(reports: &[Report]) -> u64 {
         reports.iter().flat_map(|report| &report.counters).map(|counter| counter.keys).sum()
     }
 
-    /// Counts by the best plan, which is not the planner's choice here: from the index alone,
-    /// instead of by a hash table that misses the caches for each row.
+    /// Returns the number of shows with votes. It counts by the fastest plan, which reads the index
+    /// alone; the planner would choose a hash table, which misses the caches for each row.
     async fn group_by(client: &Client, workers: u32) -> i64 {
         let settings = format!(
             "SET enable_hashagg = off; SET jit = off; SET max_parallel_workers_per_gather = {workers}"
@@ -78,7 +78,7 @@ mod verify {
         client.query_one(text, &[]).await.unwrap().get(0)
     }
 
-    async fn a_count_for_each(client: &Client, shows: i64) -> i64 {
+    async fn count_each_show(client: &Client, shows: i64) -> i64 {
         let count = client.prepare("SELECT count(*) FROM votes WHERE show_id = $1").await.unwrap();
         let mut votes = 0;
         for show in 0..shows {
@@ -111,8 +111,8 @@ mod verify {
         client.batch_execute("VACUUM ANALYZE").await.unwrap();
     }
 
-    /// Returns the most memory that this process ever used, in KiB.
-    fn most_memory() -> u64 {
+    /// Returns the peak memory of this process; 0 if it is unknown.
+    fn peak_memory_kib() -> u64 {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
@@ -135,7 +135,7 @@ mod verify {
         let Some(server) = Server::with(&settings) else { return };
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (times, votes, shows) =
-            if only_tested() { (1, 20_000, 200) } else { (5, 10_000_000, 100_000) };
+            if is_test_run() { (1, 20_000, 200) } else { (5, 10_000_000, 100_000) };
         let database = runtime.block_on(server.database());
         let mut one = runtime.block_on(connect(&database));
         let (mut two, mut three) =
@@ -143,37 +143,40 @@ mod verify {
         let peer = runtime.block_on(connect(&database));
         runtime.block_on(fill(&mut one, votes, shows));
         let whole = u64::try_from(shows).unwrap();
-        let before = most_memory();
-        let each = u64::try_from(votes).unwrap();
+        let before = peak_memory_kib();
+        let operations = u64::try_from(votes).unwrap();
         let all = runtime.block_on(verify(&mut one, [None, None]));
         println!(
             "memory of the process for the first verify: {} KiB more than before",
-            most_memory() - before
+            peak_memory_kib() - before
         );
-        assert_eq!((keys(&[all]), peer_sees(&runtime, &peer)), (whole, shows));
+        assert_eq!((keys_compared(&[all]), count_shows(&runtime, &peer)), (whole, shows));
         let mut sides = [
             Side {
                 name: "GROUP BY, not parallel",
-                each,
+                operations,
                 run: Box::new(|| timed(&runtime, group_by(&peer, 0)).0),
             },
             Side {
                 name: "GROUP BY, parallel",
-                each,
+                operations,
                 run: Box::new(|| timed(&runtime, group_by(&peer, 2)).0),
             },
             Side {
                 name: "keepcount",
-                each,
+                operations,
                 run: Box::new(|| {
                     let (time, report) = timed(&runtime, verify(&mut one, [None, None]));
-                    assert_eq!((keys(std::slice::from_ref(&report)), report.drift()), (whole, 0));
+                    assert_eq!(
+                        (keys_compared(std::slice::from_ref(&report)), report.drift()),
+                        (whole, 0)
+                    );
                     time
                 }),
             },
             Side {
                 name: "keepcount, two parts at once",
-                each,
+                operations,
                 run: Box::new(|| {
                     let middle = Some(shows / 2 - 1);
                     let parts = async {
@@ -183,29 +186,29 @@ mod verify {
                         )
                     };
                     let (time, (one, other)) = timed(&runtime, parts);
-                    assert_eq!(keys(&[one, other]), whole);
+                    assert_eq!(keys_compared(&[one, other]), whole);
                     time
                 }),
             },
             Side {
                 name: "a COUNT for each show",
-                each,
+                operations,
                 run: Box::new(|| {
-                    let (time, counted) = timed(&runtime, a_count_for_each(&peer, shows));
+                    let (time, counted) = timed(&runtime, count_each_show(&peer, shows));
                     assert_eq!(counted, votes);
                     time
                 }),
             },
         ];
-        let medians = interleaved(times, &mut sides);
-        table(
+        let medians = interleaved_medians(times, &mut sides);
+        print_table(
             &format!("PostgreSQL, {votes} votes over {shows} shows verified: a vote"),
             &sides,
             &medians,
         );
     }
 
-    fn peer_sees(runtime: &Runtime, peer: &Client) -> i64 {
+    fn count_shows(runtime: &Runtime, peer: &Client) -> i64 {
         runtime.block_on(group_by(peer, 0))
     }
 }

@@ -10,7 +10,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Random, only_tested};
+use common::{Random, is_test_run};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use keepcount::concert::{Concert, Setlist, Show, Status, Trend, Trends, Vote};
 use keepcount::{Batch, Date, Key, MemoryStore, Record, Schema, SqliteStore, Store, Tally};
@@ -51,10 +51,10 @@ const SETLISTS: u64 = 2_000;
 const SHOWS: u64 = 500;
 const ARTISTS: u64 = 50;
 
-/// A vote that tallies only the counters which the schema has.
-struct Counted<'l>(&'l Schema, i64, i64, i64);
+/// A vote (schema, setlist, user, time) that tallies only the counters of the schema.
+struct CountedVote<'l>(&'l Schema, i64, i64, i64);
 
-impl Record for Counted<'_> {
+impl Record for CountedVote<'_> {
     fn tally(&self, to: &mut Tally<'_>) {
         let Self(schema, setlist, user, at) = *self;
         if schema.position(&Trend::<i64>::DAY.setlists.id()).is_ok() {
@@ -75,10 +75,10 @@ impl Record for Counted<'_> {
 fn votes(schema: &Schema, random: &mut Random, count: u64) -> Batch {
     let mut batch = Batch::new();
     for _ in 0..count {
-        // Hot setlists come first; votes are of the last weeks.
+        // Setlists with low numbers are hot; the votes are spread over five weeks.
         let setlist = (random.next() % SETLISTS) * (random.next() % SETLISTS) / SETLISTS;
         let at = 1_750_000_000 + (random.next() % 3_000_000).cast_signed();
-        batch.insert(&Counted(
+        batch.insert(&CountedVote(
             schema,
             setlist.cast_signed(),
             (random.next() % 10_000).cast_signed(),
@@ -88,8 +88,8 @@ fn votes(schema: &Schema, random: &mut Random, count: u64) -> Batch {
     batch
 }
 
-/// Returns the memberships, and what else shows and setlists count for.
-fn site(schema: &Schema) -> Batch {
+/// Returns the memberships of all setlists and shows; empty if the schema has none.
+fn memberships(schema: &Schema) -> Batch {
     let mut batch = Batch::new();
     if schema.position(&C::SETLIST_SHOW.id()).is_err() {
         return batch;
@@ -125,7 +125,7 @@ fn memory(c: &mut Criterion) {
         group.throughput(Throughput::Elements(size));
         for (name, schema) in SCHEMAS {
             let store = MemoryStore::new(schema);
-            store.apply(&mut site(schema)).unwrap();
+            store.apply(&mut memberships(schema)).unwrap();
             let mut random = Random(3);
             group.bench_function(BenchmarkId::from_parameter(name), |b| {
                 b.iter_batched(
@@ -153,9 +153,9 @@ fn sqlite(c: &mut Criterion) {
             conn.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL").unwrap();
             conn.set_prepared_statement_cache_capacity(512);
             SqliteStore::new(&conn, schema).create().unwrap();
-            SqliteStore::new(&conn, schema).apply(&mut site(schema)).unwrap();
+            SqliteStore::new(&conn, schema).apply(&mut memberships(schema)).unwrap();
             let mut random = Random(5);
-            let mut filled = votes(schema, &mut random, if only_tested() { 100 } else { 20_000 });
+            let mut filled = votes(schema, &mut random, if is_test_run() { 100 } else { 20_000 });
             SqliteStore::new(&conn, schema).apply(&mut filled).unwrap();
             let one =
                 SqliteStore::new(&conn, schema).apply(&mut votes(schema, &mut random, 1)).unwrap();
@@ -186,10 +186,10 @@ fn reads(c: &mut Criterion) {
     conn.set_prepared_statement_cache_capacity(512);
     let mut store = SqliteStore::new(&conn, &C::SCHEMA);
     store.create().unwrap();
-    store.apply(&mut site(&C::SCHEMA)).unwrap();
+    store.apply(&mut memberships(&C::SCHEMA)).unwrap();
     let mut random = Random(5);
     store
-        .apply(&mut votes(&C::SCHEMA, &mut random, if only_tested() { 100 } else { 20_000 }))
+        .apply(&mut votes(&C::SCHEMA, &mut random, if is_test_run() { 100 } else { 20_000 }))
         .unwrap();
     for (name, begin, end) in [("of its own", "", ""), ("around all", "BEGIN", "COMMIT")] {
         let mut group = c.benchmark_group(format!("sqlite, reads in a transaction {name}"));

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Random, only_tested};
+use common::{Random, is_test_run};
 use keepcount::backend::KeyRange;
 use keepcount::reconcile::{self, MemoryAudit};
 use keepcount::{Batch, Counter, MemoryStore, Record, Schema, Snapshot, Store, Tally};
@@ -45,11 +45,11 @@ fn add_pair(batch: &mut Batch, key: u64) {
     batch.add(PAIRS, (key / 30, u32::try_from(key % 30).unwrap()), 1);
 }
 
-/// The longest apply of a writer since the last read.
+/// The longest apply of a writer since the last `take`, in nanoseconds.
 #[derive(Default)]
-struct Longest(AtomicU64);
+struct LongestApply(AtomicU64);
 
-impl Longest {
+impl LongestApply {
     fn take(&self) -> Duration {
         Duration::from_nanos(self.0.swap(0, Ordering::Relaxed))
     }
@@ -59,7 +59,7 @@ fn write(
     store: &MemoryStore,
     keys: u64,
     add: fn(&mut Batch, u64),
-    longest: &Longest,
+    longest: &LongestApply,
     done: &AtomicBool,
 ) {
     let mut random = Random(7);
@@ -85,12 +85,12 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
-fn per(time: Duration, keys: u64) -> f64 {
+fn ns_per_key(time: Duration, keys: u64) -> f64 {
     time.as_secs_f64() * 1e9 / keys as f64
 }
 
-/// Returns the process's memory in bytes; 0 if it is unknown.
-fn resident() -> u64 {
+/// Returns the memory of this process; 0 if it is unknown.
+fn resident_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     line.and_then(|line| line.trim().split(' ').next()?.parse::<u64>().ok()).unwrap_or(0) * 1_024
@@ -118,7 +118,7 @@ impl Record for Pair {
     }
 }
 
-/// Compares every total of the filled form with rows in key order.
+/// Verifies the store: its only counter with totals has the keys below `keys`, each with one row.
 fn verify(store: &mut MemoryStore, keys: u64) {
     let [numbers, texts, pairs] = [NUMBERS.id(), TEXTS.id(), PAIRS.id()]
         .map(|counter| !Store::read_range(store, counter, &KeyRange::ALL, 1).unwrap().is_empty());
@@ -167,7 +167,7 @@ fn verify(store: &mut MemoryStore, keys: u64) {
 }
 
 fn measure(form: &str, keys: u64, rounds: usize, add: fn(&mut Batch, u64)) {
-    let before = resident();
+    let before = resident_bytes();
     let mut store = MemoryStore::new(&SCHEMA);
     let mut batch = Batch::new();
     let filled = timed(|| {
@@ -177,16 +177,16 @@ fn measure(form: &str, keys: u64, rounds: usize, add: fn(&mut Batch, u64)) {
         }
     });
     drop(batch);
-    let held = resident().saturating_sub(before);
+    let held = resident_bytes().saturating_sub(before);
     let verified = timed(|| verify(&mut store, keys));
     println!(
         "{keys} totals, {form}: filled by batches of 1,024 in {:.0} ns each, {} bytes each; verified in {:.0} ns each",
-        per(filled, keys),
+        ns_per_key(filled, keys),
         held / keys,
-        per(verified, keys),
+        ns_per_key(verified, keys),
     );
 
-    let (longest, done) = (Longest::default(), AtomicBool::new(false));
+    let (longest, done) = (LongestApply::default(), AtomicBool::new(false));
     let (mut waits, mut idle, mut takes) = (Vec::new(), Vec::new(), Vec::new());
     thread::scope(|scope| {
         scope.spawn(|| write(&store, keys, add, &longest, &done));
@@ -226,7 +226,7 @@ fn measure(form: &str, keys: u64, rounds: usize, add: fn(&mut Batch, u64)) {
 
 fn main() {
     let many = std::env::var("KEEPCOUNT_KEYS").map_or(1_000_000, |keys| keys.parse().unwrap());
-    let (keys, rounds) = if only_tested() { (10_000, 3) } else { (many, 25) };
+    let (keys, rounds) = if is_test_run() { (10_000, 3) } else { (many, 25) };
     measure("numbers", keys, rounds, add_number);
     measure("texts", keys, rounds, add_text);
     measure("pairs", keys, rounds, add_pair);

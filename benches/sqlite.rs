@@ -9,7 +9,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{KEEPERS, Votes, only_tested};
+use common::{KEEPERS, Votes, is_test_run};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use keepcount::reconcile::Options;
 
@@ -31,9 +31,9 @@ fn transactions(c: &mut Criterion) {
 }
 
 fn verification(c: &mut Criterion) {
-    let rows = if only_tested() { 20_000 } else { 2_000_000 };
+    let rows = if is_test_run() { 20_000 } else { 2_000_000 };
     let Ok(folder) = tempfile::tempdir() else { return };
-    let votes = Votes::settled(folder.path(), rows, 100);
+    let votes = Votes::filled(folder.path(), rows, 100);
     let mut group = c.benchmark_group(format!("verify, {rows} votes"));
     group
         .sample_size(10)

@@ -15,7 +15,7 @@ mod servers;
 
 use std::time::Duration;
 
-use common::only_tested;
+use common::is_test_run;
 use keepcount::reconcile::{Mode, Options, Reconciler, Report, SqliteAudit, SystemRuntime, run};
 use keepcount::{Counter, Schema, SqliteStore};
 use rusqlite::Connection;
@@ -34,20 +34,24 @@ const GROUP_BY: &str =
 /// How a parent gets its keys.
 struct Shape {
     name: &'static str,
-    /// For this many keys, the number of children and the days of each; then the day on which a
-    /// child begins.
-    of: fn(i64) -> (i64, i64),
-    first: &'static str,
+    /// Returns, for a number of keys, the number of children and the number of days of each.
+    children_and_days: fn(i64) -> (i64, i64),
+    /// The first day of child `c`, in SQL.
+    first_day: &'static str,
 }
 
 const SHAPES: [Shape; 3] = [
-    Shape { name: "ten children of the same days", of: |keys| (10, keys), first: "0" },
-    Shape { name: "one child", of: |keys| (1, keys), first: "0" },
-    Shape { name: "as many children as keys", of: |keys| (keys, 1), first: "c" },
+    Shape {
+        name: "ten children of the same days",
+        children_and_days: |keys| (10, keys),
+        first_day: "0",
+    },
+    Shape { name: "one child", children_and_days: |keys| (1, keys), first_day: "0" },
+    Shape { name: "as many children as keys", children_and_days: |keys| (keys, 1), first_day: "c" },
 ];
 
 fn widths() -> Vec<i64> {
-    if only_tested() { vec![1_000] } else { vec![15_000, 25_000, 100_000, 400_000] }
+    if is_test_run() { vec![1_000] } else { vec![15_000, 25_000, 100_000, 400_000] }
 }
 
 fn reconciler() -> Reconciler {
@@ -55,18 +59,18 @@ fn reconciler() -> Reconciler {
 }
 
 fn check(report: &Report, keys: i64) {
-    // What it sums has no rows here, and is left out.
+    // The counters that the rollup sums have no rows here, so the run leaves them out.
     let rollup = report.counters.last().unwrap();
     let found = (rollup.counter, rollup.complete, rollup.drift(), rollup.keys);
     assert_eq!(found, (PARENT_DAYS.id(), true, 0, keys.unsigned_abs()), "{report}");
 }
 
-/// Returns the shortest of three times.
-fn least(mut work: impl FnMut() -> Duration) -> Duration {
-    (0..if only_tested() { 1 } else { 3 }).map(|_| work()).min().unwrap()
+/// Calls `work` three times, or once in a test run; returns the shortest time.
+fn shortest(mut work: impl FnMut() -> Duration) -> Duration {
+    (0..if is_test_run() { 1 } else { 3 }).map(|_| work()).min().unwrap()
 }
 
-fn line(shape: &Shape, keys: i64, verify: Duration, pages: u64, group_by: Duration) {
+fn print_line(shape: &Shape, keys: i64, verify: Duration, pages: u64, group_by: Duration) {
     let (verify, group_by) = (verify.as_secs_f64() * 1e3, group_by.as_secs_f64() * 1e3);
     println!(
         "  {:32} {keys:>8} keys: verify {verify:>9.1} ms in {pages:>4} pages, GROUP BY {group_by:>8.1} ms, {:>5.2} times",
@@ -93,8 +97,8 @@ fn sqlite() {
             )
             .unwrap();
             SqliteStore::new(&conn, &SCHEMA).create().unwrap();
-            let (children, days) = (shape.of)(keys);
-            let (first, last) = (children - 1, days - 1);
+            let (children, days) = (shape.children_and_days)(keys);
+            let (last_child, last_day) = (children - 1, days - 1);
             let series = |name: &str, last: i64| {
                 format!(
                     "{name} ({name}) AS (VALUES (0) UNION ALL SELECT {name} + 1 FROM {name} WHERE {name} < {last})"
@@ -104,14 +108,14 @@ fn sqlite() {
                 "INSERT INTO child_parent WITH RECURSIVE {} SELECT c, 1, 1 FROM c;
                  INSERT INTO child_days WITH RECURSIVE {}, {} SELECT c, {} + n, 1 FROM c CROSS JOIN n;
                  INSERT INTO parent_days {GROUP_BY}",
-                series("c", first),
-                series("c", first),
-                series("n", last),
-                shape.first
+                series("c", last_child),
+                series("c", last_child),
+                series("n", last_day),
+                shape.first_day
             );
             conn.execute_batch(&text).unwrap();
             let mut pages = 0;
-            let verify = least(|| {
+            let verify = shortest(|| {
                 let mut audit = SqliteAudit::new(&conn, &SCHEMA).unwrap();
                 let (time, report) = timed(|| {
                     run(&mut reconciler(), &mut audit, &mut SystemRuntime::new()).unwrap()
@@ -120,14 +124,14 @@ fn sqlite() {
                 pages = report.pages;
                 time
             });
-            let group_by = least(|| {
+            let group_by = shortest(|| {
                 let mut statement = conn.prepare_cached(GROUP_BY).unwrap();
                 timed(|| {
                     statement.query_map((), |row| row.get::<_, i64>(2)).unwrap().for_each(drop);
                 })
                 .0
             });
-            line(shape, keys, verify, pages, group_by);
+            print_line(shape, keys, verify, pages, group_by);
         }
     }
 }
@@ -139,7 +143,7 @@ mod postgres {
     use tokio::runtime::Builder;
 
     use super::servers::{Server, connect};
-    use super::{GROUP_BY, SCHEMA, SHAPES, check, least, line, reconciler, timed, widths};
+    use super::{GROUP_BY, SCHEMA, SHAPES, check, print_line, reconciler, shortest, timed, widths};
 
     pub fn main() {
         let Some(server) = Server::with(&[("shared_buffers", "512MB"), ("work_mem", "64MB")])
@@ -152,19 +156,19 @@ mod postgres {
             for keys in widths() {
                 let mut client =
                     runtime.block_on(async { connect(&server.database().await).await });
-                let (children, days) = (shape.of)(keys);
+                let (children, days) = (shape.children_and_days)(keys);
                 let text = format!(
                     "INSERT INTO child_parent SELECT c, 1, 1 FROM generate_series(0, {children} - 1) AS c;
                      INSERT INTO child_days SELECT c, {} + n, 1 FROM generate_series(0, {children} - 1) AS c, generate_series(0, {days} - 1) AS n;
                      INSERT INTO parent_days {GROUP_BY}; ANALYZE; SET jit = off",
-                    shape.first
+                    shape.first_day
                 );
                 runtime.block_on(async {
                     PostgresStore::new(&mut client, &SCHEMA).create().await.unwrap();
                     client.batch_execute(&text).await.unwrap();
                 });
                 let mut pages = 0;
-                let verify = least(|| {
+                let verify = shortest(|| {
                     let (time, report) = timed(|| {
                         runtime.block_on(async {
                             let mut audit = PostgresAudit::new(&mut client, &SCHEMA).await.unwrap();
@@ -178,9 +182,10 @@ mod postgres {
                     time
                 });
                 let count = format!("SELECT count(*) FROM ({GROUP_BY}) AS sums");
-                let group_by =
-                    least(|| timed(|| runtime.block_on(client.query_one(&count, &[])).unwrap()).0);
-                line(shape, keys, verify, pages, group_by);
+                let group_by = shortest(|| {
+                    timed(|| runtime.block_on(client.query_one(&count, &[])).unwrap()).0
+                });
+                print_line(shape, keys, verify, pages, group_by);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! A process for cron: each call repairs or verifies some pages, and keeps its token in a file for
+//! A process for cron: each call repairs or verifies some pages, and saves its token in a file for
 //! the next call.
 //!
 //! ```text
@@ -62,7 +62,7 @@ struct Cli {
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        // Clap's own exit code for wrong usage would be the one for drift.
+        // clap would exit with 2 for wrong usage, which is the exit code for drift here.
         Err(usage) => {
             return ExitCode::from(u8::from(usage.print().is_err() || usage.use_stderr()));
         }
@@ -74,7 +74,7 @@ fn main() -> ExitCode {
     }))
 }
 
-/// Calls until a call does not ask for another.
+/// Repeats calls until one ends with another exit code than 3.
 fn demonstration(mut cli: Cli) -> Result<u8, Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
     (cli.pages, cli.token) = (2, None);
@@ -87,31 +87,32 @@ fn demonstration(mut cli: Cli) -> Result<u8, Box<dyn Error>> {
     }
 }
 
-/// Does one call; returns the exit code.
+/// Runs one call; returns its exit code.
 fn call(cli: &Cli, db: &Path) -> Result<u8, Box<dyn Error>> {
     let mode = match cli {
         Cli { verify: true, .. } => Mode::Verify,
         Cli { backfill: true, .. } => Mode::Backfill,
         _ => Mode::Repair,
     };
-    let token = cli.token.clone().unwrap_or_else(|| with_ending(db, &format!("{mode}-token")));
-    // Held until this call ends. Two calls at once would not harm totals, but only one token can be
-    // kept.
-    let lock = File::create(with_ending(&token, "lock"))?;
+    let token_path = cli.token.clone().unwrap_or_else(|| with_suffix(db, &format!("{mode}-token")));
+    // Held until this call ends. Two calls at once would not harm totals, but only one of their
+    // tokens could be saved.
+    let lock = File::create(with_suffix(&token_path, "lock"))?;
     lock.try_lock().map_err(|error| format!("another call is at work: {error}"))?;
 
-    let conn = if db.exists() { Connection::open(db)? } else { example_database(db)? };
-    let report =
-        part(&conn, mode, cli.pages, &token).map_err(|error| match error.downcast_ref() {
+    let conn = if db.exists() { Connection::open(db)? } else { create_example(db)? };
+    let report = run_pages(&conn, mode, cli.pages, &token_path).map_err(|error| {
+        match error.downcast_ref() {
             // Do not silently start from the beginning: a run that always starts again never
             // reaches the end.
             Some(keepcount::Error::Token { .. }) => format!(
-                "{error}\nthe place in {} cannot be used; delete the file to begin anew",
-                token.display()
+                "{error}\nthe token in {} cannot be used; delete the file to start again",
+                token_path.display()
             )
             .into(),
             _ => error,
-        })?;
+        }
+    })?;
     println!("{}", report.table());
     if report.outcome == Outcome::Incomplete {
         return Err(
@@ -119,26 +120,31 @@ fn call(cli: &Cli, db: &Path) -> Result<u8, Box<dyn Error>> {
         );
     }
     if mode == Mode::Repair && report.complete() {
-        // Rows that no longer mean anything are removed, a thousand at a time, while writers go on.
+        // Removes totals that are 0, a page at a time, while writers go on.
         let mut sweep = Sweep::new();
         while !SqliteStore::new(&conn, &SCHEMA).sweep(&mut sweep)?.complete {}
     }
     Ok(match mode {
-        // Check this before the limit: later calls know nothing of this one's drift.
+        // Check this before the limit: later calls do not report the drift that this one found.
         Mode::Verify if report.drift() > 0 => 2,
         _ if !report.complete() => 3,
         _ => 0,
     })
 }
 
-/// Does a bounded part of a run, from the kept token on, and keeps the new token.
-fn part(conn: &Connection, mode: Mode, pages: u64, token: &Path) -> Result<Report, Box<dyn Error>> {
+/// Runs a bounded number of pages from the saved token on, and saves the new token.
+fn run_pages(
+    conn: &Connection,
+    mode: Mode,
+    pages: u64,
+    token_path: &Path,
+) -> Result<Report, Box<dyn Error>> {
     let mut audit = SqliteAudit::new(conn, &SCHEMA)?;
     let votes = SqliteRows::of("votes", |row| Ok(Vote(row.get("show_id")?)));
     audit.add(votes.key(SHOW_VOTES, Columns::of(["show_id"]).count()))?;
-    // A page this small is for the demonstration only.
+    // Pages this small are for the demonstration only.
     let options = Options::default().page(4).max_pages(pages);
-    let mut reconciler = match fs::read(token) {
+    let mut reconciler = match fs::read(token_path) {
         Ok(text) => Reconciler::resume(
             mode,
             &SCHEMA,
@@ -150,35 +156,36 @@ fn part(conn: &Connection, mode: Mode, pages: u64, token: &Path) -> Result<Repor
         }
         Err(error) => return Err(error.into()),
     };
-    let done = run(&mut reconciler, &mut audit, &mut SystemRuntime::new());
-    if !matches!(done, Err(keepcount::Error::Token { .. })) {
-        keep(token, reconciler.token())?; // also after an error: the pages before it are done
+    let result = run(&mut reconciler, &mut audit, &mut SystemRuntime::new());
+    if !matches!(result, Err(keepcount::Error::Token { .. })) {
+        // Save it also after an error: the pages before the error are done.
+        save_token(token_path, reconciler.token())?;
     }
-    Ok(done?)
+    Ok(result?)
 }
 
-fn with_ending(path: &Path, ending: &str) -> PathBuf {
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".");
-    name.push(ending);
+    name.push(suffix);
     name.into()
 }
 
 /// Writes the token to a file next to the old one and renames it, so that a process that is killed
-/// leaves the old token or the new one.
-fn keep(path: &Path, token: Option<Token>) -> std::io::Result<()> {
+/// leaves the old token or the new one. Removes the file if there is no token.
+fn save_token(path: &Path, token: Option<Token>) -> std::io::Result<()> {
     let Some(token) = token else {
         return if path.exists() { fs::remove_file(path) } else { Ok(()) };
     };
-    let beside = with_ending(path, "new");
-    let mut file = File::create(&beside)?;
+    let new_path = with_suffix(path, "new");
+    let mut file = File::create(&new_path)?;
     file.write_all(token.to_string().as_bytes())?;
     file.sync_all()?;
-    fs::rename(beside, path)
+    fs::rename(new_path, path)
 }
 
-/// Makes thirty shows with votes, and totals of which some are wrong, missing, or of no show.
-fn example_database(path: &Path) -> Result<Connection, Box<dyn Error>> {
+/// Creates thirty shows with votes. One total is wrong, one is missing, and one belongs to no show.
+fn create_example(path: &Path) -> Result<Connection, Box<dyn Error>> {
     let conn = Connection::open(path)?;
     conn.execute_batch(
         "PRAGMA journal_mode = wal;

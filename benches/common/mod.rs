@@ -15,7 +15,7 @@ use keepcount::{Batch, Counter, MemoryStore, Record, Schema, SqliteStore, Store,
 use parking_lot::Mutex;
 use rusqlite::{Connection, TransactionBehavior};
 
-/// Splitmix64 (Steele, Lea, Flood): keys that no structure can guess.
+/// Splitmix64 (Steele, Lea, Flood): keys without a pattern that a data structure could exploit.
 pub struct Random(pub u64);
 
 impl Random {
@@ -32,13 +32,15 @@ impl Random {
     }
 }
 
-/// Every thread of every measurement draws other keys: the same ones again would be in the nearest
-/// cache.
+/// The next seed. Every thread of every measurement draws different keys, because repeated keys
+/// would still be in the nearest cache.
 static SEEDS: AtomicU64 = AtomicU64::new(1);
 
-/// Times `work` on what `prepare` made, on each of `threads` that start every round together; the
-/// slowest thread's time.
-pub fn rounds<T>(
+/// Returns the time that the slowest of `threads` spends in `work`, summed over `rounds`.
+///
+/// In each round every thread calls `prepare`, which is not timed. Then all threads start `work` on
+/// its results together.
+pub fn time_rounds<T>(
     threads: u64,
     rounds: u64,
     prepare: impl Fn(&mut Random) -> T + Sync,
@@ -72,7 +74,7 @@ pub fn rounds<T>(
 pub const TOTAL: Counter<u64> = Counter::new("bench.total");
 const SCHEMA: Schema = Schema::new(&[TOTAL.table()]);
 
-/// A store and its peers, with the same keys in them.
+/// A memory store and the maps that it is compared with, all with the same keys.
 pub struct Peers {
     pub store: MemoryStore,
     pub dash: DashMap<u64, i64, foldhash::fast::RandomState>,
@@ -98,22 +100,21 @@ pub fn batch(keys: &[u64]) -> Batch {
     batch
 }
 
-/// How the counters of votes are kept.
+/// What keeps the counters of votes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keeper {
-    /// Not at all: what the rows alone cost.
-    Nobody,
-    /// By hooks.
+    /// Nothing: this measures the rows alone.
+    NoCounters,
     Hooks,
-    /// By an AFTER INSERT trigger on the same tables.
+    /// An AFTER INSERT trigger on the same tables.
     Trigger,
-    /// By the trigger, with `temp_store = MEMORY`: it helps large transactions and slows small
-    /// ones.
+    /// The trigger with `temp_store = MEMORY`, which speeds up large transactions and slows down
+    /// small ones.
     TriggerInMemory,
 }
 
 pub const KEEPERS: [(Keeper, &str); 4] = [
-    (Keeper::Nobody, "no counters"),
+    (Keeper::NoCounters, "no counters"),
     (Keeper::Hooks, "hooks"),
     (Keeper::Trigger, "trigger"),
     (Keeper::TriggerInMemory, "trigger, temp in memory"),
@@ -123,7 +124,7 @@ const SETLIST_VOTES: Counter<String> = Counter::new("setlist.votes");
 const SETLIST_UPVOTES: Counter<String> = Counter::new("setlist.upvotes");
 const SETLIST_SCORE: Counter<String> = Counter::new("setlist.score");
 const USER_VOTES: Counter<String> = Counter::new("user.votes");
-/// The counters that a trigger can keep too: no rollups.
+/// Counters that a trigger can keep as well, so no rollups.
 const VOTES: Schema = Schema::new(&[
     SETLIST_VOTES.table(),
     SETLIST_UPVOTES.table(),
@@ -149,7 +150,7 @@ impl Record for VoteRow {
     }
 }
 
-/// A SQLite file with votes, four counters of them, and somebody who keeps these.
+/// An SQLite file with votes, four counters of them, and what keeps those counters.
 pub struct Votes {
     conn: Connection,
     keeper: Keeper,
@@ -203,7 +204,8 @@ impl Votes {
         votes
     }
 
-    /// One transaction of so many new votes, hot setlists first: 2,000 setlists, 10,000 users.
+    /// Inserts this many votes in one transaction, by 10,000 users for 2,000 setlists, of which
+    /// those with low numbers are hot.
     pub fn transaction(&mut self, votes: u64) {
         let transaction =
             self.conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
@@ -231,23 +233,24 @@ impl Votes {
         transaction.commit().unwrap();
     }
 
-    /// A file of this many votes, so many for each setlist, all counted.
-    pub fn settled(folder: &Path, votes: u64, each: u64) -> Self {
+    /// Creates a file of this many votes, `per_setlist` for each setlist, all counted.
+    pub fn filled(folder: &Path, votes: u64, per_setlist: u64) -> Self {
         let all = Self::open(folder, Keeper::Hooks);
         all.conn
             .execute_batch("PRAGMA synchronous = OFF; DELETE FROM votes; DELETE FROM setlist_votes")
             .unwrap();
         let fill = "WITH RECURSIVE n (n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM n WHERE n < ?1)
                     INSERT INTO votes SELECT 'v' || n, 'se' || (n * 7919 % max(?1 / ?2, 1)), 'u' || (n % 1000), 'up' FROM n";
-        all.conn.execute(fill, [votes, each].map(|count| i64::try_from(count).unwrap())).unwrap();
+        let counts = [votes, per_setlist].map(|count| i64::try_from(count).unwrap());
+        all.conn.execute(fill, counts).unwrap();
         let count =
             "INSERT INTO setlist_votes SELECT setlist_id, count(*) FROM votes GROUP BY setlist_id";
         all.conn.execute_batch(count).unwrap();
         all
     }
 
-    /// What a verification is measured against: the whole count as one statement, every row of it
-    /// read.
+    /// Counts the votes of all setlists in one statement, and reads every row of its result: the
+    /// peer of a verification. Returns the sum of the counts.
     pub fn group_by(&self) -> i64 {
         let text = "SELECT setlist_id, count(*) FROM votes GROUP BY setlist_id";
         let mut statement = self.conn.prepare_cached(text).unwrap();
@@ -274,7 +277,7 @@ impl Votes {
     }
 }
 
-/// Whether the benches are only tried out (`cargo bench -- --test`): sizes shrink.
-pub fn only_tested() -> bool {
+/// Returns whether this is a test run (`cargo bench -- --test`), whose sizes are small.
+pub fn is_test_run() -> bool {
     std::env::args().any(|arg| arg == "--test")
 }

@@ -1,25 +1,27 @@
-//! Peers that are measured in turn within one run, and compared by their medians.
+//! Measures several sides in turn within one run, and compares them by their medians.
 
 #![allow(clippy::print_stdout, clippy::cast_precision_loss)]
 
 use std::time::Duration;
 
-/// One thing that is timed: a name, how many it does a call, and the call, which gives its time.
+/// One side of a comparison.
 pub struct Side<'a> {
     pub name: &'static str,
-    pub each: u64,
+    /// The number of operations that one call of `run` does.
+    pub operations: u64,
+    /// Returns the time that the operations took.
     pub run: Box<dyn FnMut() -> Duration + 'a>,
 }
 
-/// Runs the sides in turn, and gives each side's median time for one of what it does, in
-/// nanoseconds.
-pub fn interleaved(times: usize, sides: &mut [Side<'_>]) -> Vec<f64> {
+/// Runs the sides in turn, `times` rounds after one that warms up. Returns each side's median time
+/// for one operation, in nanoseconds.
+pub fn interleaved_medians(times: usize, sides: &mut [Side<'_>]) -> Vec<f64> {
     let mut taken = vec![Vec::new(); sides.len()];
     for round in 0..=times {
         for (side, taken) in sides.iter_mut().zip(&mut taken) {
             let time = (side.run)();
             if round > 0 {
-                taken.push(time.as_nanos() as f64 / side.each as f64);
+                taken.push(time.as_nanos() as f64 / side.operations as f64);
             }
         }
     }
@@ -30,8 +32,8 @@ pub fn interleaved(times: usize, sides: &mut [Side<'_>]) -> Vec<f64> {
     taken.into_iter().map(median).collect()
 }
 
-/// Prints a line for each side, with its rate against those of the peers named last.
-pub fn table(title: &str, sides: &[Side<'_>], medians: &[f64]) {
+/// Prints a line for each side: its time, and how many times faster it is than each other side.
+pub fn print_table(title: &str, sides: &[Side<'_>], medians: &[f64]) {
     println!("\n{title}");
     for (side, time) in sides.iter().zip(medians) {
         let against = sides.iter().zip(medians).filter(|(peer, _)| peer.name != side.name);

@@ -1,9 +1,9 @@
 //! The write paths: every insert, update and delete of the application, each with its hook next to
 //! its statement.
 //!
-//! They run in the caller's transaction, which began with BEGIN IMMEDIATE: what an update reads as
-//! the old row is what it replaces. A delete counts the rows that it removed itself (RETURNING).
-//! All deltas go to the caller's batch.
+//! They run in the caller's transaction, which began with BEGIN IMMEDIATE, so the old row that an
+//! update reads is the row that it replaces. A delete calls the hook of each row that it removed
+//! (RETURNING). All deltas go to the caller's batch.
 
 use keepcount::concert::Trends;
 use keepcount::{Batch, Record, sql};
@@ -14,8 +14,8 @@ use crate::event::{Event, Row, Table};
 use crate::rows::{ArtistRow, SetlistRow, ShowRow, VoteRow};
 
 /// Applies one event to the rows, and adds its deltas to the batch; votes decay with the half-lives
-/// `T`. After an error both may contain half of the event: the caller rolls back its savepoint and
-/// drops its batch.
+/// `T`. After an error, rows and batch may contain a part of the event: the caller rolls back its
+/// savepoint and drops its batch.
 pub fn apply<T: Trends<String>>(db: &Connection, event: &Event, batch: &mut Batch) -> Result<()> {
     match event {
         Event::Insert(Row::Artist(row)) => insert_artist(db, row, batch),
@@ -34,8 +34,8 @@ pub fn apply<T: Trends<String>>(db: &Connection, event: &Event, batch: &mut Batc
     check_keys(sql::Dialect::Sqlite, batch)
 }
 
-/// Refuses keys that no total can have. An id may be any text, but a total's key has a maximum
-/// length: it is refused here, where the event can still be named.
+/// Refuses an event whose keys are too long for a total. An id may be any text, but a total's key
+/// has a maximum length. The check is here, where the error can still name the event.
 pub fn check_keys(dialect: sql::Dialect, batch: &Batch) -> Result<()> {
     for (counter, key, _) in batch.deltas() {
         sql::key_values(dialect, &counter, key)
@@ -50,7 +50,7 @@ fn insert_artist(db: &Connection, artist: &ArtistRow, batch: &mut Batch) -> Resu
         "INSERT INTO artists (id, name, followers, popularity) VALUES (?1, ?2, ?3, ?4)",
         params![artist.id, artist.name, artist.followers, artist.popularity],
     )
-    .map_err(|error| refuse(error, "artist", &artist.id, None))?;
+    .map_err(|error| write_error(error, "artist", &artist.id, None))?;
     batch.insert(artist);
     Ok(())
 }
@@ -62,7 +62,7 @@ fn insert_show(db: &Connection, show: &ShowRow, batch: &mut Batch) -> Result<()>
         params![show.id, show.artist_id, show.date.to_string(), show.status.as_str()],
     )
     .map_err(|error| {
-        refuse(error, "show", &show.id, parent("artist", show.artist_id.as_deref()))
+        write_error(error, "show", &show.id, parent("artist", show.artist_id.as_deref()))
     })?;
     batch.insert(show);
     Ok(())
@@ -75,7 +75,7 @@ fn insert_setlist(db: &Connection, setlist: &SetlistRow, batch: &mut Batch) -> R
         params![setlist.id, setlist.show_id],
     )
     .map_err(|error| {
-        refuse(error, "setlist", &setlist.id, parent("show", setlist.show_id.as_deref()))
+        write_error(error, "setlist", &setlist.id, parent("show", setlist.show_id.as_deref()))
     })?;
     batch.insert(setlist);
     Ok(())
@@ -91,15 +91,17 @@ fn insert_vote<T: Trends<String>>(
         "INSERT INTO votes (id, setlist_id, user_id, kind, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
         params![vote.id, vote.setlist_id, vote.user_id, vote.kind, vote.created_at],
     )
-    .map_err(|error| refuse(error, "vote", &vote.id, parent("setlist", Some(&vote.setlist_id))))?;
+    .map_err(|error| {
+        write_error(error, "vote", &vote.id, parent("setlist", Some(&vote.setlist_id)))
+    })?;
     batch.insert(&vote.decaying::<T>());
     Ok(())
 }
 
 fn update_artist(db: &Connection, artist: &ArtistRow, batch: &mut Batch) -> Result<()> {
     let find = "SELECT id, name, followers, popularity FROM artists WHERE id = ?1";
-    let old =
-        one(db, find, &artist.id, ArtistRow::read)?.ok_or_else(|| absent("artist", &artist.id))?;
+    let old = find_one(db, find, &artist.id, ArtistRow::read)?
+        .ok_or_else(|| missing("artist", &artist.id))?;
     execute(
         db,
         "UPDATE artists SET name = ?2, followers = ?3, popularity = ?4 WHERE id = ?1",
@@ -111,14 +113,15 @@ fn update_artist(db: &Connection, artist: &ArtistRow, batch: &mut Batch) -> Resu
 
 fn update_show(db: &Connection, show: &ShowRow, batch: &mut Batch) -> Result<()> {
     let find = "SELECT id, artist_id, date, status FROM shows WHERE id = ?1";
-    let old = one(db, find, &show.id, ShowRow::read)?.ok_or_else(|| absent("show", &show.id))?;
+    let old =
+        find_one(db, find, &show.id, ShowRow::read)?.ok_or_else(|| missing("show", &show.id))?;
     execute(
         db,
         "UPDATE shows SET artist_id = ?2, date = ?3, status = ?4 WHERE id = ?1",
         params![show.id, show.artist_id, show.date.to_string(), show.status.as_str()],
     )
     .map_err(|error| {
-        refuse(error, "show", &show.id, parent("artist", show.artist_id.as_deref()))
+        write_error(error, "show", &show.id, parent("artist", show.artist_id.as_deref()))
     })?;
     batch.update(&old, show);
     Ok(())
@@ -126,15 +129,15 @@ fn update_show(db: &Connection, show: &ShowRow, batch: &mut Batch) -> Result<()>
 
 fn update_setlist(db: &Connection, setlist: &SetlistRow, batch: &mut Batch) -> Result<()> {
     let find = "SELECT id, show_id FROM setlists WHERE id = ?1";
-    let old = one(db, find, &setlist.id, SetlistRow::read)?
-        .ok_or_else(|| absent("setlist", &setlist.id))?;
+    let old = find_one(db, find, &setlist.id, SetlistRow::read)?
+        .ok_or_else(|| missing("setlist", &setlist.id))?;
     execute(
         db,
         "UPDATE setlists SET show_id = ?2 WHERE id = ?1",
         params![setlist.id, setlist.show_id],
     )
     .map_err(|error| {
-        refuse(error, "setlist", &setlist.id, parent("show", setlist.show_id.as_deref()))
+        write_error(error, "setlist", &setlist.id, parent("show", setlist.show_id.as_deref()))
     })?;
     batch.update(&old, setlist);
     Ok(())
@@ -146,18 +149,21 @@ fn update_vote<T: Trends<String>>(
     batch: &mut Batch,
 ) -> Result<()> {
     let find = "SELECT id, setlist_id, user_id, kind, created_at FROM votes WHERE id = ?1";
-    let old = one(db, find, &vote.id, VoteRow::read)?.ok_or_else(|| absent("vote", &vote.id))?;
+    let old =
+        find_one(db, find, &vote.id, VoteRow::read)?.ok_or_else(|| missing("vote", &vote.id))?;
     execute(
         db,
         "UPDATE votes SET setlist_id = ?2, user_id = ?3, kind = ?4, created_at = ?5 WHERE id = ?1",
         params![vote.id, vote.setlist_id, vote.user_id, vote.kind, vote.created_at],
     )
-    .map_err(|error| refuse(error, "vote", &vote.id, parent("setlist", Some(&vote.setlist_id))))?;
+    .map_err(|error| {
+        write_error(error, "vote", &vote.id, parent("setlist", Some(&vote.setlist_id)))
+    })?;
     batch.update(&old.decaying::<T>(), &vote.decaying::<T>());
     Ok(())
 }
 
-// Deletes go from the children up, and count each row removed.
+// Deletes remove children before their parents, and call the hook of each row that they removed.
 
 fn delete_artist<T: Trends<String>>(db: &Connection, id: &str, batch: &mut Batch) -> Result<()> {
     let votes = "DELETE FROM votes WHERE setlist_id IN (
@@ -172,7 +178,7 @@ fn delete_artist<T: Trends<String>>(db: &Connection, id: &str, batch: &mut Batch
     delete(db, setlists, id, SetlistRow::read, batch)?;
     delete(db, shows, id, ShowRow::read, batch)?;
     let deleted = delete(db, artist, id, ArtistRow::read, batch)?;
-    if deleted == 0 { Err(absent("artist", id)) } else { Ok(()) }
+    if deleted == 0 { Err(missing("artist", id)) } else { Ok(()) }
 }
 
 fn delete_show<T: Trends<String>>(db: &Connection, id: &str, batch: &mut Batch) -> Result<()> {
@@ -183,7 +189,7 @@ fn delete_show<T: Trends<String>>(db: &Connection, id: &str, batch: &mut Batch) 
     delete_votes::<T>(db, votes, id, batch)?;
     delete(db, setlists, id, SetlistRow::read, batch)?;
     let deleted = delete(db, show, id, ShowRow::read, batch)?;
-    if deleted == 0 { Err(absent("show", id)) } else { Ok(()) }
+    if deleted == 0 { Err(missing("show", id)) } else { Ok(()) }
 }
 
 fn delete_setlist<T: Trends<String>>(db: &Connection, id: &str, batch: &mut Batch) -> Result<()> {
@@ -191,14 +197,14 @@ fn delete_setlist<T: Trends<String>>(db: &Connection, id: &str, batch: &mut Batc
     let setlist = "DELETE FROM setlists WHERE id = ?1 RETURNING id, show_id";
     delete_votes::<T>(db, votes, id, batch)?;
     let deleted = delete(db, setlist, id, SetlistRow::read, batch)?;
-    if deleted == 0 { Err(absent("setlist", id)) } else { Ok(()) }
+    if deleted == 0 { Err(missing("setlist", id)) } else { Ok(()) }
 }
 
 fn delete_vote<T: Trends<String>>(db: &Connection, id: &str, batch: &mut Batch) -> Result<()> {
     let vote =
         "DELETE FROM votes WHERE id = ?1 RETURNING id, setlist_id, user_id, kind, created_at";
     let deleted = delete_votes::<T>(db, vote, id, batch)?;
-    if deleted == 0 { Err(absent("vote", id)) } else { Ok(()) }
+    if deleted == 0 { Err(missing("vote", id)) } else { Ok(()) }
 }
 
 // Shared by the write paths.
@@ -209,7 +215,12 @@ fn execute(db: &Connection, text: &str, params: impl Params) -> rusqlite::Result
     db.prepare_cached(text)?.execute(params)
 }
 
-fn one<R>(db: &Connection, text: &str, id: &str, read: Read<R>) -> rusqlite::Result<Option<R>> {
+fn find_one<R>(
+    db: &Connection,
+    text: &str,
+    id: &str,
+    read: Read<R>,
+) -> rusqlite::Result<Option<R>> {
     db.prepare_cached(text)?.query_row([id], read).optional()
 }
 
@@ -248,23 +259,29 @@ fn each_deleted<R>(
     Ok(deleted)
 }
 
-pub fn absent(what: &str, id: &str) -> Error {
+pub fn missing(what: &str, id: &str) -> Error {
     Error::Refused(format!("{what} {id:?} does not exist"))
 }
 
-/// Returns the parent that a row refers to, if any, in the form for an error.
+/// Returns the parent that a row refers to, if any, as `write_error` takes it.
 pub fn parent<'a>(what: &'static str, id: Option<&'a str>) -> Option<(&'static str, &'a str)> {
     id.map(|id| (what, id))
 }
 
-/// Two failures are the event's fault: its id exists already, or its parent does not exist.
-fn refuse(error: rusqlite::Error, what: &str, id: &str, parent: Option<(&str, &str)>) -> Error {
+/// Returns the error for a failed write. The event is refused if its id exists already, or if its
+/// parent does not exist.
+fn write_error(
+    error: rusqlite::Error,
+    what: &str,
+    id: &str,
+    parent: Option<(&str, &str)>,
+) -> Error {
     let constraint = error.sqlite_error().map(|error| error.extended_code);
     match (constraint, parent) {
         (Some(ffi::SQLITE_CONSTRAINT_PRIMARYKEY), _) => {
             Error::Refused(format!("{what} {id:?} exists already"))
         }
-        (Some(ffi::SQLITE_CONSTRAINT_FOREIGNKEY), Some((what, id))) => absent(what, id),
+        (Some(ffi::SQLITE_CONSTRAINT_FOREIGNKEY), Some((what, id))) => missing(what, id),
         _ => Error::Sql(error),
     }
 }

@@ -1,4 +1,4 @@
-//! Verify and repair: where each counter's rows are, a run over them, and its report.
+//! Verify and repair: the source of each counter, a run over the sources, and its report.
 
 use std::io::{self, Write};
 
@@ -14,10 +14,10 @@ use crate::rows::{ArtistRow, SetlistRow, ShowRow, VoteRow};
 use crate::schema::C;
 use crate::site::Site;
 
-/// The scope of a run; what is not given has keepcount's default.
+/// The scope of a run. An option that is `None` has keepcount's default.
 #[derive(Debug, Default)]
 pub struct Scope {
-    /// Empty for all of them.
+    /// All counters if empty.
     pub counters: Vec<String>,
     pub page: Option<u32>,
     pub max_pages: Option<u64>,
@@ -29,8 +29,8 @@ pub struct Scope {
 
 /// Declares the sources: for each kind of row its table and how a row is read, and for each counter
 /// its key columns, amount and filter, in SQL, which must agree with the row's tally. Every repair
-/// first checks a sample of rows. SQL cannot say how votes decay: their rows are recounted by the
-/// tally itself. Rollups have no rows of their own.
+/// first checks that on a sample of rows. SQL cannot express how votes decay, so their rows are
+/// recounted by the tally itself. Rollups have no rows of their own.
 ///
 /// Both databases share these declarations: `$read` reads a row of that database, `$wait` is
 /// `await` if adding a source waits for an answer, and `$trends` are the half-lives that are
@@ -87,10 +87,10 @@ pub fn run(site: &mut impl Site, mode: Mode, scope: &Scope) -> Result<Report> {
     site.audit(&mut reconciler(mode, scope)?)
 }
 
-/// Ends a run. After an error, what was done before stays done, and the run can be resumed from
-/// there.
-pub fn ended(run: &Reconciler, done: keepcount::Result<Report>) -> Result<Report> {
-    done.map_err(|error| {
+/// Returns the result of a run. After an error, it first prints the report so far and the token:
+/// the pages before the error are done, and the run can be resumed from there.
+pub fn finish(run: &Reconciler, result: keepcount::Result<Report>) -> Result<Report> {
+    result.map_err(|error| {
         let report = run.report();
         let token =
             report.token.as_ref().map(|token| format!("\nresume {token}")).unwrap_or_default();
@@ -139,8 +139,8 @@ pub fn print(out: &mut impl Write, report: &Report, json: bool) -> Result<()> {
     Ok(())
 }
 
-/// Returns the outcome that decides the exit code; a stopped run is reported as stopped, whatever
-/// it found. Counters that were left out are an error: to resume would not help.
+/// Returns the outcome that decides the exit code. A stopped run is reported as stopped, whatever
+/// it found. Counters that could not be compared are an error, because resuming would not help.
 pub fn outcome(mode: Mode, report: &Report) -> Result<Outcome> {
     if report.outcome == keepcount::reconcile::Outcome::Incomplete {
         let failures = report.counters.iter().filter_map(|counter| counter.failure.as_deref());

@@ -146,7 +146,7 @@ struct AuditArgs {
     json: bool,
 }
 
-/// How a command ended that did not fail.
+/// How a command ended that did not fail: it decides the exit code.
 #[derive(Debug, Clone, Copy)]
 pub enum Outcome {
     Clean,
@@ -189,7 +189,7 @@ impl Command {
     }
 
     fn run_on(self, out: &mut impl Write, db: &impl Database) -> Result<Outcome> {
-        let ran = match self {
+        let result = match self {
             Self::Replay { events, stream, .. } => replay_file(out, &events, db, stream),
             Self::Totals { counter, at, .. } => print_totals(out, &counter, db, at),
             Self::Top { list, limit } => top(out, db, &list, limit),
@@ -199,7 +199,7 @@ impl Command {
             Self::Repair { audit, force } => run_audit(out, Mode::Repair, db, audit, force),
             Self::Backfill { audit } => run_audit(out, Mode::Backfill, db, audit, false),
         };
-        ran.map_err(|error| error.in_db(db))
+        result.map_err(|error| error.in_db(db))
     }
 }
 
@@ -215,7 +215,7 @@ fn replay_file(
     };
     position::check_name(&stream)?;
     let mut progress = Progress::new();
-    // Open the events before the database: no database must be made for events that cannot be read.
+    // Open the events before the database: events that cannot be read must not create a database.
     let mut lines = Lines::open(events, &mut progress)?;
     let done = db.create()?.replay(&stream, &mut lines, &mut progress)?;
     writeln!(
@@ -304,10 +304,10 @@ fn run_audit(
     audit::outcome(mode, &report)
 }
 
-/// Notes what was found clean, over another connection, because a verify's own only reads. What a
-/// run found stands whether this succeeds or not.
+/// Notes which counters were found clean, over another connection, because a verify's own is
+/// read-only. If this fails, it prints a warning: the result of the run does not depend on it.
 fn note(db: &impl Database, report: &Report) {
-    if verified::is_due(report) {
+    if verified::has_clean_counters(report) {
         let noted = db.open_to_note().and_then(|mut site| site.note(report, seconds_now()));
         if let Err(error) = noted.map_err(|error| error.in_db(db)) {
             let _ =

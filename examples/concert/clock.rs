@@ -1,11 +1,10 @@
-//! The clocks, for what people see and for when something was verified; what is counted never
-//! depends on them.
+//! The clocks, for output and for the times of verifications. Totals never depend on them.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 #[allow(
     clippy::disallowed_methods,
-    reason = "the pure modules must not look at a clock; an application may"
+    reason = "only keepcount's pure modules must not look at a clock"
 )]
 pub fn now() -> Instant {
     Instant::now()
@@ -14,7 +13,7 @@ pub fn now() -> Instant {
 /// Returns the seconds since 1970.
 #[allow(
     clippy::disallowed_methods,
-    reason = "the pure modules must not look at a clock; an application may"
+    reason = "only keepcount's pure modules must not look at a clock"
 )]
 pub fn seconds_now() -> i64 {
     match SystemTime::now().duration_since(UNIX_EPOCH) {

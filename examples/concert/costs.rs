@@ -1,5 +1,5 @@
-//! Shows what a day costs: the replaced system's jobs, as often as they ran, and the hooks; on real
-//! days, and as the site grows.
+//! Shows what a day costs with the jobs of the replaced system, as often as they ran, and with
+//! hooks; on days of the event file, and as the site grows.
 
 use std::io::Write;
 use std::iter;
@@ -9,12 +9,12 @@ use crate::days::{Days, Source};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::replaced::{Cost, JOBS};
-use crate::text::{Table, number, took};
-use crate::worked::{DayCost, Runs, Worked};
+use crate::text::{Table, duration, number};
+use crate::worked::{DayCost, MeasuredSite, Runs};
 
 /// The factors by which a site grows.
 const GROWTH: [u32; 2] = [10, 100];
-/// A demonstration makes no site with more rows than this.
+/// The rows of the largest site that a demonstration creates.
 const MAX_ROWS: u64 = 2_500_000;
 /// Events that are not measured are applied this many at a time.
 const EVENTS_AT_ONCE: usize = 1_000;
@@ -30,8 +30,8 @@ pub fn show(out: &mut impl Write, source: &Source<'_>, events: u64, seed: u64) -
     let study = Study::of(source, &days)?;
     writeln!(
         out,
-        "{} events in {} days are {} on the mean day. Days are worked through for real, the votes of one half-life: each event with its hooks in\n\
-         a transaction of its own, and every job of the replaced system each time that it was due.\n",
+        "{} events in {} days are {} on the mean day. Each day really runs, with votes of one half-life: each event with its hooks in a\n\
+         transaction of its own, and every job of the replaced system each time that it is due.\n",
         number(days.events()),
         number(days.span()),
         number((days.events() + days.span() / 2) / days.span()),
@@ -40,35 +40,35 @@ pub fn show(out: &mut impl Write, source: &Source<'_>, events: u64, seed: u64) -
         writeln!(
             out,
             "What a day costs: the busiest, {}\n\n{}",
-            named(busiest),
-            detailed(busiest)
+            day_title(busiest),
+            day_table(busiest)
         )?;
     }
     writeln!(
         out,
         "What a day costs: the mean one, {}\n\n{}",
-        named(&study.mean),
-        detailed(&study.mean)
+        day_title(&study.mean),
+        day_table(&study.mean)
     )?;
     out.flush()?;
     if !study.grown.is_empty() {
-        return growth(out, &study);
+        return show_growth(out, &study);
     }
     writeln!(
         out,
-        "A hundred times these rows are too many for a demonstration; how both sides grow is shown on a season that is made.\n"
+        "A hundred times these rows are too many for a demonstration. A generated season shows how both sides grow.\n"
     )?;
     let season = Source::Season(seed);
-    growth(out, &Study::of(&season, &Days::of(&season)?)?)
+    show_growth(out, &Study::of(&season, &Days::of(&season)?)?)
 }
 
-fn named(cost: &DayCost) -> String {
+fn day_title(cost: &DayCost) -> String {
     let date = cost.day.date.map_or_else(|| "of no date".to_owned(), |date| date.to_string());
     format!("{date}, {} events on a site of {} rows", number(cost.day.events), number(cost.rows))
 }
 
-/// A day, part by part.
-fn detailed(day: &DayCost) -> Table {
+/// Returns a table of what each part of a day costs.
+fn day_table(day: &DayCost) -> Table {
     let mut table = Table::new(["", "a day", "statements", "rows read", "rows written", "time"]);
     for (job, cost) in JOBS.iter().zip(&day.jobs) {
         table.row(cells(job.name, &format!("{}x", job.a_day), cost));
@@ -85,7 +85,7 @@ fn detailed(day: &DayCost) -> Table {
 }
 
 /// Shows the mean day on sites of three sizes.
-fn growth(out: &mut impl Write, study: &Study) -> Result<()> {
+fn show_growth(out: &mut impl Write, study: &Study) -> Result<()> {
     let sizes: Vec<(u32, &DayCost)> = iter::once((1, &study.mean))
         .chain(study.grown.iter().map(|(times, day)| (*times, day)))
         .collect();
@@ -116,10 +116,10 @@ fn growth(out: &mut impl Write, study: &Study) -> Result<()> {
             out,
             "  From 1x to {times}x, the jobs grow with the rows: {}.\n  \
              The hooks grow with the events alone: {}.\n  \
-             What keepcount does is SQLite's own count of statements on totals, memberships and leaderboards, and the read of each updated row's old\n  \
-             state; its time is that of these statements, a job's is all of it, and nobody waits for the disk. At 1x each of the {} runs\n  \
-             was run; at 10x and 100x each job ran once, and its figures are multiplied by its runs a day. A full verification reads\n  \
-             every row and total and so grows with the rows too. Totals are right without it; the one after each day found no drift.",
+             The figures of keepcount are SQLite's own count of statements on totals, memberships and leaderboards, and the read of each updated\n  \
+             row's old state. Its time is that of these statements; a job's time is that of the whole job. Nothing waits for the disk. At 1x all {} runs\n  \
+             took place. At 10x and 100x each job ran once, and its figures are multiplied by its runs a day. A full verification reads every\n  \
+             row and total, so it grows with the rows too. Totals are right without it: the one after each day found no drift.",
             growth(DayCost::replaced),
             growth(|day| day.hooks),
             JOBS.iter().map(|job| job.a_day).sum::<u32>(),
@@ -134,7 +134,7 @@ fn ratio(one: u64, other: u64) -> f64 {
 }
 
 fn cells(name: &str, times: &str, cost: &Cost) -> [String; 6] {
-    let time = if cost.time.is_zero() { String::new() } else { took(cost.time) };
+    let time = if cost.time.is_zero() { String::new() } else { duration(cost.time) };
     let numbers = [cost.statements, cost.rows_read, cost.rows_written].map(number);
     let [statements, rows_read, rows_written] = numbers;
     [name.to_owned(), times.to_owned(), statements, rows_read, rows_written, time]
@@ -142,21 +142,19 @@ fn cells(name: &str, times: &str, cost: &Cost) -> [String; 6] {
 
 /// The days that are shown.
 struct Study {
-    /// `None` if it is the mean one.
+    /// `None` if the mean day is also the busiest.
     busiest: Option<DayCost>,
     mean: DayCost,
-    /// The mean day again, on sites this many times as large; without the sites that would be too
-    /// large.
+    /// The mean day on sites this many times as large; empty if they would be too large.
     grown: Vec<(u32, DayCost)>,
 }
 
 impl Study {
-    /// Applies all events up to the later of the days that are shown, and works through both days
-    /// when they come.
+    /// Applies all events up to the later of the two days that are shown, and measures those days.
     fn of(source: &Source<'_>, days: &Days) -> Result<Self> {
         let folder = tempfile::tempdir()
             .map_err(|error| Error::said(format!("a temporary folder: {error}")))?;
-        let mut site = Worked::create(&folder.path().join("site.db"))?;
+        let mut site = MeasuredSite::create(&folder.path().join("site.db"))?;
         let (at_busiest, at_mean) = (days.busiest(), days.nearest_to_mean());
         let (mut busiest, mut mean, mut grown) = (None, None, Vec::new());
         let mut events = source.events()?;
@@ -173,11 +171,14 @@ impl Study {
             if is_mean && site.rows()? * 100 <= MAX_ROWS {
                 for times in GROWTH {
                     let path = folder.path().join(format!("{times}.db"));
-                    grown.push((times, site.grown(&path, times)?.work(day, &waiting, Runs::Once)?));
+                    grown.push((
+                        times,
+                        site.grown(&path, times)?.run_day(day, &waiting, Runs::Once)?,
+                    ));
                 }
             }
             if is_busiest || is_mean {
-                let cost = site.work(day, &waiting, Runs::All)?;
+                let cost = site.run_day(day, &waiting, Runs::All)?;
                 *(if is_mean { &mut mean } else { &mut busiest }) = Some(cost);
                 waiting.clear();
             }

@@ -12,7 +12,7 @@ use crate::lines::Lines;
 use crate::progress::Progress;
 use crate::season;
 
-/// Where events come from; they can be read again.
+/// The source of events, which can be read again.
 #[derive(Debug, Clone, Copy)]
 pub enum Source<'a> {
     /// Generated from this seed.
@@ -28,20 +28,19 @@ impl Source<'_> {
         }
     }
 
-    pub fn events(&self) -> Result<Dated> {
-        Ok(Dated { lines: self.lines(&mut Progress::hidden())?, day: None })
+    pub fn events(&self) -> Result<DatedEvents> {
+        Ok(DatedEvents { lines: self.lines(&mut Progress::hidden())?, day: None })
     }
 }
 
 /// Events, each with its day.
-pub struct Dated {
+pub struct DatedEvents {
     lines: Lines,
     day: Option<Date>,
 }
 
-impl Dated {
-    /// Returns the next event and its day; an event without a day is of the same day as the one
-    /// before.
+impl DatedEvents {
+    /// Returns the next event and its day. An event without a day has the day of the event before.
     pub fn next_event(&mut self) -> Result<Option<(Option<Date>, Event)>> {
         let Some(event) = self.lines.next_event()? else { return Ok(None) };
         self.day = day_of(self.lines.line()).or(self.day);

@@ -24,9 +24,9 @@ use crate::{costs, lists, schema, verified};
 
 const SEED: u64 = 1842;
 
-/// Writes that bypass the hooks: a description and the statement of each. Each changes the rows
-/// that exist, even if there are none.
-const SABOTAGE: &[(&str, &str)] = &[
+/// Writes that bypass the hooks: a description and the statement of each. They work on any rows,
+/// and also on none.
+const WRITES_WITHOUT_HOOKS: &[(&str, &str)] = &[
     ("votes deleted", "DELETE FROM votes WHERE id IN (SELECT id FROM votes ORDER BY id LIMIT 3)"),
     (
         "votes moved to another setlist",
@@ -55,7 +55,7 @@ const SABOTAGE: &[(&str, &str)] = &[
     ("total invented", "INSERT OR IGNORE INTO user_votes (key, total) VALUES ('nobody', 42)"),
 ];
 
-/// Shows everything on these events, or on a generated season.
+/// Runs the demonstration on these events, or on a generated season.
 pub fn run(out: &mut impl Write, events: Option<&Path>) -> Result<()> {
     let db = fresh_file()?;
     run_in(out, events, &db).map_err(|error| error.in_db(db.display()))
@@ -80,12 +80,12 @@ fn run_in(out: &mut impl Write, events: Option<&Path>, db: &Path) -> Result<()> 
         "{from}: {} events replayed in {seconds:.1} s, each with its hooks\n",
         number(done.events)
     )?;
-    writeln!(out, "{}", rows(&conn)?)?;
+    writeln!(out, "{}", row_counts(&conn)?)?;
     let today = last_day(&conn)?;
     let lists = lists::side_by_side(&mut SqliteStore::new(&conn, &C::SCHEMA), today, 3)?;
     writeln!(out, "The first of the lists on {today}\n\n{lists}")?;
 
-    writeln!(out, "Broken behind the hooks' back, by SQL alone\n\n{}", break_it(&conn)?)?;
+    writeln!(out, "Writes without hooks, by SQL alone\n\n{}", write_without_hooks(&conn)?)?;
     let found = reconcile(out, &mut conn, Mode::Verify)?;
     let repaired = reconcile(out, &mut conn, Mode::Repair)?;
     let verified = reconcile(out, &mut conn, Mode::Verify)?;
@@ -113,7 +113,8 @@ fn last_day(conn: &Connection) -> Result<Date> {
     })
 }
 
-/// Returns a file for this process, after removing what an earlier process of the same number left.
+/// Returns the path of this process's database, after removing the files that an earlier process
+/// with the same id left there.
 fn fresh_file() -> Result<PathBuf> {
     let db = env::temp_dir().join(format!("keepcount-concert-{}.db", process::id()));
     for suffix in ["", "-wal", "-shm", "-journal"] {
@@ -129,7 +130,7 @@ fn fresh_file() -> Result<PathBuf> {
     Ok(db)
 }
 
-fn rows(conn: &Connection) -> Result<Table> {
+fn row_counts(conn: &Connection) -> Result<Table> {
     let mut table = Table::new(["table", "rows"]);
     for name in ["artists", "shows", "setlists", "votes"] {
         let rows: i64 =
@@ -139,17 +140,17 @@ fn rows(conn: &Connection) -> Result<Table> {
     Ok(table)
 }
 
-fn break_it(conn: &Connection) -> Result<Table> {
+fn write_without_hooks(conn: &Connection) -> Result<Table> {
     let mut table = Table::new(["what", "rows"]);
-    for (what, statement) in SABOTAGE {
+    for (what, statement) in WRITES_WITHOUT_HOOKS {
         let rows = conn.execute(statement, ())?;
         table.row([(*what).to_owned(), number(rows as u64)]);
     }
     Ok(table)
 }
 
-/// The verify shows one key of each counter that differs. The repair need not repeat them, and a
-/// clean run is one line.
+/// Runs a verify or a repair and prints its report. A verify lists one key of each counter that
+/// differs, which the repair need not repeat. A clean verify prints one line.
 fn reconcile(out: &mut impl Write, conn: &mut Connection, mode: Mode) -> Result<Report> {
     let (title, samples) = if mode == Mode::Verify { ("Verify", 1) } else { ("Repair", 0) };
     let report = audit::run(conn, mode, &Scope { samples: Some(samples), ..Scope::default() })?;

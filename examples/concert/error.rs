@@ -1,4 +1,4 @@
-//! The errors that stop a command, in words that name the thing concerned.
+//! The errors that stop a command. Their texts name the row, table, file or database concerned.
 
 use std::fmt;
 use std::io;
@@ -15,7 +15,7 @@ pub enum Error {
     Postgres(tokio_postgres::Error),
     /// keepcount failed.
     Count(keepcount::Error),
-    /// A table has the name of one of the application's, but is another application's.
+    /// A table of another application has the name of one of this application's tables.
     Foreign(String),
     /// Results could not be printed.
     Stdout(io::Error),
@@ -51,18 +51,19 @@ impl fmt::Display for Error {
     }
 }
 
-/// Appends the causes: a driver's error says what it did, and its source says what went wrong.
+/// Formats an error with its causes: a driver's error names the operation, and its source the
+/// reason.
 fn with_causes(error: &dyn std::error::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let mut said = error.to_string();
+    let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         let more = error.to_string();
-        if !said.contains(&more) {
-            said = format!("{said}: {more}");
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
         }
         cause = error.source();
     }
-    f.write_str(&said)
+    f.write_str(&text)
 }
 
 impl From<rusqlite::Error> for Error {
@@ -83,7 +84,7 @@ impl From<keepcount::Error> for Error {
     }
 }
 
-/// Only printing uses `?` on I/O; readers name their file themselves.
+/// Only printing applies `?` to an I/O error. Readers make errors that name their file.
 impl From<io::Error> for Error {
     fn from(error: io::Error) -> Self {
         Self::Stdout(error)

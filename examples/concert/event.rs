@@ -10,8 +10,8 @@ use serde_json::value::RawValue;
 
 use crate::rows::{ArtistRow, SetlistRow, ShowRow, VoteRow};
 
-/// A write of the application. Its values are ones that the event format allows; the write itself
-/// finds out whether it fits the existing rows.
+/// A write of the application. Its values are valid in the event format. Whether it fits the
+/// existing rows is checked when it is applied.
 #[derive(Debug)]
 pub enum Event {
     Insert(Row),
@@ -49,8 +49,8 @@ impl Event {
             other => return Err(format!("unknown table {other:?}")),
         };
         let row = Members::parse("row", event.raw("row")?)?;
-        // The latest time at which the event can have happened, if its day is given; only votes
-        // have a time to compare it with.
+        // The latest time at which the event can have happened, if its day is given. Only votes
+        // have a time to compare with it.
         let now = |table| match table {
             Table::Votes => event.date_if_any("at").map(|at| at.map(Date::last_second)),
             _ => Ok(None),
@@ -100,14 +100,14 @@ impl Row {
     }
 }
 
-/// The members of a JSON object, unparsed, so that those without a meaning here are ignored
-/// whatever their values are.
+/// The members of a JSON object, unparsed, so that unknown members are ignored whatever their
+/// values are.
 struct Members<'a>(HashMap<Cow<'a, str>, &'a RawValue>);
 
 impl<'a> Members<'a> {
     fn parse(what: &str, json: &'a str) -> Result<Self, Reason> {
         if !json.trim_start().starts_with('{') {
-            return Err(format!("{what} is no JSON object"));
+            return Err(format!("{what} is not a JSON object"));
         }
         serde_json::from_str(json).map(Self).map_err(|error| {
             let text = error.to_string();

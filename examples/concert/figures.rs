@@ -1,6 +1,6 @@
 //! The figures of `watch`, read in short transactions. Counting all keys of a large counter takes
-//! time, so a refresh counts as many counters as its budget allows, and the next one continues from
-//! there.
+//! time, so a refresh counts as many counters as its time budget allows, and the next refresh
+//! continues from there.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -16,24 +16,24 @@ use crate::site::{Moment, Site};
 use crate::text::Table;
 
 const LIST_LINES: usize = 10;
-/// Lists are made again after this many times as long as they took.
-const LISTS_REST: u32 = 10;
+/// Lists are read again after this many times the time that reading them took.
+const LISTS_PAUSE: u32 = 10;
 
 pub struct Figures {
     /// Lines of all streams that were replayed.
     pub lines: Gauge,
-    pub counters: Vec<Counted>,
-    /// The counter to continue with.
+    pub counters: Vec<CounterFigures>,
+    /// The index of the counter to continue with.
     next: usize,
     pub lists: Table,
-    /// The day and the version of the data for which the lists were made.
+    /// The day and the version of the data for which the lists were read.
     lists_of: Option<(Date, String)>,
     lists_due: Instant,
     pub verified: HashMap<String, i64>,
 }
 
 /// The figures of a whole counter.
-pub struct Counted {
+pub struct CounterFigures {
     pub name: &'static str,
     table: String,
     /// `None` until it is counted for the first time.
@@ -47,14 +47,14 @@ pub struct Counted {
 #[derive(Default)]
 pub struct Gauge {
     last: Option<(Instant, i128)>,
-    pub a_second: Option<f64>,
+    pub per_second: Option<f64>,
 }
 
 impl Figures {
     pub fn new() -> Self {
         Self {
             lines: Gauge::default(),
-            counters: C::SCHEMA.counters().iter().map(Counted::new).collect(),
+            counters: C::SCHEMA.counters().iter().map(CounterFigures::new).collect(),
             next: 0,
             lists: Table::new([]),
             lists_of: None,
@@ -63,10 +63,10 @@ impl Figures {
         }
     }
 
-    /// Reads what has changed, as of one moment; counters only until the budget is spent.
+    /// Reads what has changed, as of one moment; counters only until the time budget is spent.
     pub fn refresh(&mut self, site: &mut impl Site, at: Date, budget: Duration) -> Result<()> {
         let started = now();
-        // Keep this as short as possible: while it is open, a writer's log cannot be emptied.
+        // Keep the transaction short: while it is open, SQLite cannot reset the write-ahead log.
         let mut moment = site.moment()?;
         let version = moment.version()?;
         self.lines.set(moment.lines()?);
@@ -75,7 +75,7 @@ impl Figures {
         if self.lists_of != of && now() >= self.lists_due {
             self.lists = lists::side_by_side(&mut moment.store(), at, LIST_LINES)?;
             self.lists_of = of;
-            self.lists_due = now() + started.elapsed() * LISTS_REST;
+            self.lists_due = now() + started.elapsed() * LISTS_PAUSE;
         }
         let (first, many) = (self.next, self.counters.len());
         for place in (first..first + many).map(|place| place % many) {
@@ -91,7 +91,7 @@ impl Figures {
     }
 }
 
-impl Counted {
+impl CounterFigures {
     fn new(spec: &CounterSpec) -> Self {
         Self {
             name: spec.id().name(),
@@ -104,7 +104,7 @@ impl Counted {
 
     fn count(&mut self, moment: &mut impl Moment, version: &str) -> Result<()> {
         if self.of.as_deref() == Some(version) {
-            self.sum.stay();
+            self.sum.set_unchanged();
             return Ok(());
         }
         let (keys, sum) = moment.count(&self.table)?;
@@ -125,13 +125,13 @@ impl Gauge {
         let at = now();
         if let Some((before, known)) = self.last {
             let seconds = (at - before).as_secs_f64();
-            self.a_second = (seconds > 0.0).then(|| (value - known) as f64 / seconds);
+            self.per_second = (seconds > 0.0).then(|| (value - known) as f64 / seconds);
         }
         self.last = Some((at, value));
     }
 
     /// Records that the value has not changed, because nothing was written.
-    fn stay(&mut self) {
+    fn set_unchanged(&mut self) {
         if let Some(value) = self.value() {
             self.set(value);
         }

@@ -24,7 +24,7 @@ pub struct Position {
     pub hash: [u8; 32],
 }
 
-/// The line at which reading ends for good, and why.
+/// The line at which reading or applying ends, and the reason.
 #[derive(Debug)]
 pub struct Refused {
     pub line: i64,

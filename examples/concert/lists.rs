@@ -31,7 +31,7 @@ pub enum List {
 /// A line of a list.
 pub struct Line {
     pub rank: u64,
-    /// Escaped as `totals` escapes it.
+    /// Escaped as `totals` prints it.
     pub id: String,
     pub score: String,
 }
@@ -39,8 +39,8 @@ pub struct Line {
 impl List {
     pub const HALF_LIFE: HalfLife = HalfLife::days(7);
 
-    /// Checks the half-life: it must be one with which votes are counted, and belongs to trending
-    /// alone.
+    /// Returns the list. Only trending has a half-life, which must be one with which votes are
+    /// counted.
     pub fn new(name: Name, half_life: Option<HalfLife>) -> Result<Self> {
         match (name, half_life) {
             (Name::Artists, None) => Ok(Self::Artists),
@@ -65,7 +65,7 @@ impl List {
         )
     }
 
-    /// Returns what is listed, in words.
+    /// Returns the name of the things that are listed.
     pub fn what(&self) -> &'static str {
         match self {
             Self::Artists => "artist",
@@ -135,7 +135,7 @@ pub fn side_by_side(
 fn artist(line: &Ranked<String, i64>) -> Line {
     Line {
         rank: line.rank,
-        id: shown(C::ARTIST_LISTED.id(), &line.key),
+        id: escaped(C::ARTIST_LISTED.id(), &line.key),
         score: line.score.to_string(),
     }
 }
@@ -143,7 +143,7 @@ fn artist(line: &Ranked<String, i64>) -> Line {
 fn show(line: &ShowStanding<String>) -> Line {
     Line {
         rank: line.rank,
-        id: shown(C::SHOW_VOTES.id(), &line.show),
+        id: escaped(C::SHOW_VOTES.id(), &line.show),
         score: line.score.to_string(),
     }
 }
@@ -151,15 +151,15 @@ fn show(line: &ShowStanding<String>) -> Line {
 fn trending(line: &Ranked<String, Decayed>, half_life: HalfLife, at: Date) -> Line {
     let score = match line.score.at(half_life, at.last_second(), 1000) {
         Some(score) => thousandths(score),
-        // The votes are from hundreds of half-lives after that day. Their ranking is exact; only
-        // the number has no room.
+        // The votes are from hundreds of half-lives after that day. Their ranking is exact, but the
+        // score leaves the range of the number.
         None if line.score < Decayed::sum([]) => format!("<{}", thousandths(i128::MIN)),
         None => format!(">{}", thousandths(i128::MAX)),
     };
-    Line { rank: line.rank, id: shown(C::SHOW_VOTES.id(), &line.key), score }
+    Line { rank: line.rank, id: escaped(C::SHOW_VOTES.id(), &line.key), score }
 }
 
-fn shown(counter: CounterId, id: &str) -> String {
+fn escaped(counter: CounterId, id: &str) -> String {
     counter.show(&KeyBuf::of::<String>(id))
 }
 

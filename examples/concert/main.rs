@@ -1,5 +1,5 @@
-//! A concert site on an embedded SQLite file or on PostgreSQL, whose counters keepcount keeps; this
-//! file has only the exit codes.
+//! A concert site on an SQLite file or on PostgreSQL, whose counters keepcount keeps. This file
+//! maps the outcome of a command to its exit code.
 //!
 //! Read `rows.rs` (what counts), `app.rs` (the write paths with their hooks), `sqlite.rs` (rows,
 //! totals and the offset in one transaction), `audit.rs` (verify and repair) and `lists.rs` (top
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(usage) => {
-            // If even this cannot be printed, nothing more can be reported.
+            // If the usage cannot be printed, nothing else can be.
             let _ = usage.print();
             return if usage.use_stderr() { ExitCode::from(1) } else { ExitCode::SUCCESS };
         }
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         Ok(Outcome::Clean) => ExitCode::SUCCESS,
         Ok(Outcome::Drift) => ExitCode::from(2),
         Ok(Outcome::Stopped) => ExitCode::from(3),
-        // `totals | head`: the reader has seen enough.
+        // As in `totals | head`: the reader closed the pipe.
         Err(Error::Stdout(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "{error}");

@@ -1,5 +1,5 @@
-//! How far each stream was applied: the offset of its last line, and a hash of the lines up to
-//! there, by which a changed file is recognized.
+//! How far each stream was applied: the offset of its last line, and a hash of the lines up to it,
+//! which detects a changed file.
 
 use keepcount::{Batch, SqliteStore, Store as _, StreamRange};
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -15,14 +15,14 @@ pub const TABLE: &str = "
     ) STRICT;
 ";
 
-/// The table that had the positions before there were offsets.
+/// The table of positions in older databases, from before keepcount kept offsets.
 pub const OLD_TABLE: &str = "replay_position";
 pub const OLD_COLUMNS: &str = "stream, lines, hash";
 
-/// Checks that this can be the name of a stream.
+/// Checks that this is a valid name of a stream.
 pub fn check_name(stream: &str) -> Result<()> {
-    let named = StreamRange::new(stream, 1, 1).map(drop);
-    named.map_err(|error| {
+    let checked = StreamRange::new(stream, 1, 1).map(drop);
+    checked.map_err(|error| {
         Error::said(format!("stream {stream:?}: {error}; give another as --stream NAME"))
     })
 }
@@ -34,13 +34,13 @@ pub fn read(conn: &Connection, stream: &str) -> Result<Position> {
     of(stream, last, find.query_row([stream], |row| row.get(0)).optional()?)
 }
 
-/// Returns the position that a stream's offset and hash describe together.
+/// Returns the position that the offset and the hash of a stream describe.
 pub fn of(stream: &str, last: u64, hash: Option<[u8; 32]>) -> Result<Position> {
     match (i64::try_from(last), hash) {
         (Ok(0), None) => Ok(Position::default()),
         (Ok(lines @ 1..), Some(hash)) => Ok(Position { lines, hash }),
         (_, hash) => Err(Error::Foreign(format!(
-            "table replay_prefix has {} of stream {stream}, whose offset is {last}: somebody else wrote one of them",
+            "table replay_prefix has {} of stream {stream}, whose offset is {last}: another program wrote one of them",
             if hash.is_some() { "a hash" } else { "no hash" }
         ))),
     }
@@ -54,7 +54,7 @@ pub fn set_hash(conn: &Connection, stream: &str, position: &Position) -> Result<
     Ok(())
 }
 
-/// Returns the lines of all streams.
+/// Returns the number of applied lines, over all streams.
 pub fn lines(conn: &Connection) -> Result<i128> {
     let mut streams = conn.prepare_cached("SELECT stream FROM replay_prefix")?;
     let mut store = SqliteStore::new(conn, &C::SCHEMA);
@@ -66,7 +66,7 @@ pub fn lines(conn: &Connection) -> Result<i128> {
 }
 
 /// Turns the positions of an older database into offsets, and drops their table.
-pub fn take_over(tx: &Connection) -> Result<()> {
+pub fn migrate(tx: &Connection) -> Result<()> {
     let read = || -> rusqlite::Result<Vec<(String, Position)>> {
         let mut find =
             tx.prepare(&format!("SELECT {OLD_COLUMNS} FROM {OLD_TABLE} WHERE lines > 0"))?;

@@ -1,4 +1,4 @@
-//! The site on PostgreSQL: one connection, driven on the only thread. The files in `postgres/` are
+//! The site on PostgreSQL: one connection, on a runtime of one thread. The files in `postgres/` are
 //! the counterparts of those for SQLite.
 
 mod app;
@@ -33,7 +33,7 @@ use crate::site::{Database, Moment, Site};
 pub struct Url(Config);
 
 impl Url {
-    const MAX_CONNECT: Duration = Duration::from_secs(10);
+    const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
     /// Returns `None` for the path of a file.
     pub fn of(db: &Path) -> Result<Option<Self>> {
@@ -46,7 +46,7 @@ impl Url {
         let mut config: Config =
             text.parse().map_err(|error| Error::Postgres(error).in_db("--db"))?;
         if config.get_connect_timeout().is_none() {
-            config.connect_timeout(Self::MAX_CONNECT);
+            config.connect_timeout(Self::CONNECT_TIMEOUT);
         }
         if config.get_application_name().is_none() {
             config.application_name("concert");
@@ -81,14 +81,14 @@ impl Database for Url {
     type Site = Connection;
 
     fn create(&self) -> Result<Connection> {
-        let mut site = Connection::open(self, MAX_LOCK)?;
+        let mut site = Connection::open(self, LOCK_TIMEOUT)?;
         let Connection { runtime, client, .. } = &mut site;
         runtime.block_on(schema::create(client))?;
         Ok(site)
     }
 
     fn open(&self) -> Result<Connection> {
-        let mut site = Connection::open(self, MAX_LOCK)?;
+        let mut site = Connection::open(self, LOCK_TIMEOUT)?;
         let Connection { runtime, client, .. } = &mut site;
         runtime.block_on(schema::check(client))?;
         Ok(site)
@@ -107,7 +107,7 @@ impl Database for Url {
 }
 
 /// How long a statement waits for a lock of another transaction.
-const MAX_LOCK: Duration = Duration::from_secs(10);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An open database.
 pub struct Connection {
@@ -120,21 +120,21 @@ pub struct Connection {
 }
 
 impl Connection {
-    fn open(url: &Url, lock_most: Duration) -> Result<Self> {
+    fn open(url: &Url, lock_timeout: Duration) -> Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime =
             runtime.map_err(|error| Error::said(format!("starting the runtime: {error}")))?;
-        let client = runtime.block_on(connect(url, lock_most))?;
+        let client = runtime.block_on(connect(url, lock_timeout))?;
         let (prepared, statements) = (PreparedStatements::new(), Statements::default());
         Ok(Self { runtime, url: url.clone(), client, prepared, statements })
     }
 }
 
-async fn connect(url: &Url, lock_most: Duration) -> Result<Client> {
+async fn connect(url: &Url, lock_timeout: Duration) -> Result<Client> {
     let (client, connection) = url.0.connect(NoTls).await?;
-    // Its error is the error of every later call of the client.
+    // If the connection fails, every later call of the client returns its error.
     tokio::spawn(connection);
-    client.batch_execute(&format!("SET lock_timeout = {}", lock_most.as_millis())).await?;
+    client.batch_execute(&format!("SET lock_timeout = {}", lock_timeout.as_millis())).await?;
     Ok(client)
 }
 
@@ -161,7 +161,7 @@ impl Site for Connection {
 
 /// Returns whether a retry may succeed: after a deadlock, a lock timeout, or a lost connection or
 /// server. If an answer was lost, the commit may have succeeded.
-fn may_pass(error: &Error) -> bool {
+fn is_transient(error: &Error) -> bool {
     match error {
         Error::Count(error) => error.recovery() != keepcount::Recovery::Permanent,
         Error::Postgres(error) => match error.code() {
@@ -180,7 +180,7 @@ fn may_pass(error: &Error) -> bool {
     }
 }
 
-/// Returns whether a server's error is about the data that it received.
-fn is_of_data(code: &SqlState) -> bool {
+/// Returns whether an error of the server is about the values that it received.
+fn is_data_error(code: &SqlState) -> bool {
     code.code().starts_with("22") || *code == SqlState::PROGRAM_LIMIT_EXCEEDED
 }

@@ -10,11 +10,11 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::clock::now;
 use crate::text::number;
 
-const PLAIN_EVERY: Duration = Duration::from_secs(5);
+const LINE_PERIOD: Duration = Duration::from_secs(5);
 
 pub struct Progress {
     bar: ProgressBar,
-    told: Instant,
+    last_shown: Instant,
 }
 
 impl Progress {
@@ -23,30 +23,30 @@ impl Progress {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         let style = ProgressStyle::with_template("[{bar:40}] {percent:>3}% {msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
-        Self { bar, told: now() }
+        Self { bar, last_shown: now() }
     }
 
-    /// Creates a hidden one, for events that were read before.
+    /// Creates a progress that is not shown, for events that are read again.
     pub fn hidden() -> Self {
-        Self { bar: ProgressBar::hidden(), told: now() }
+        Self { bar: ProgressBar::hidden(), last_shown: now() }
     }
 
-    /// Wraps a file, so that the progress counts its bytes.
+    /// Wraps a file, so that the progress counts the bytes that are read.
     pub fn watch(&mut self, file: File, bytes: u64) -> impl Read + use<> {
         self.bar.set_length(bytes);
         self.bar.wrap_read(file)
     }
 
-    pub fn tell(&mut self, lines: i64) {
+    pub fn show(&mut self, lines: i64) {
         let text = format!("{} lines", number(lines.unsigned_abs()));
         if !self.bar.is_hidden() {
             self.bar.set_message(text);
-        } else if self.told.elapsed() >= PLAIN_EVERY {
+        } else if self.last_shown.elapsed() >= LINE_PERIOD {
             let (position, length) = (self.bar.position(), self.bar.length().unwrap_or(0));
             let percent = (position * 100).checked_div(length).unwrap_or(100);
-            // A log that is full or gone is no reason to stop.
+            // The replay goes on if stderr cannot be written.
             let _ = writeln!(io::stderr(), "{text} applied, {percent}%");
-            self.told = now();
+            self.last_shown = now();
         }
     }
 

@@ -1,4 +1,4 @@
-//! The system that keepcount replaces: its recount jobs, really run on the same rows, with their
+//! The system that keepcount replaces: its recount jobs, which run on the same rows, and their
 //! costs.
 
 use std::collections::HashMap;
@@ -10,8 +10,8 @@ use rusqlite::{Connection, Params, Row, Transaction, TransactionBehavior, params
 use crate::clock::now;
 use crate::error::Result;
 
-/// What it kept next to the rows: counts and ranks in columns, and a table that says when each job
-/// is due.
+/// What that system stored next to the rows: counts and ranks in columns, and a table that says
+/// when each job is due.
 pub const COLUMNS: &str = "
     ALTER TABLE shows ADD COLUMN setlist_count INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE shows ADD COLUMN vote_count INTEGER NOT NULL DEFAULT 0;
@@ -71,7 +71,7 @@ pub const JOBS: [Job; 5] = [
 /// The hourly engagement recount: reads all setlists, votes and shows, and patches every show,
 /// changed or not.
 fn engagement(conn: &mut Connection, _today: Date) -> Result<Cost> {
-    let mut job = Work::begin(conn)?;
+    let mut job = JobRun::begin(conn)?;
     let mut show_of: HashMap<String, String> = HashMap::new();
     let mut counts: HashMap<String, (i64, i64)> = HashMap::new();
     for (setlist, show) in job.read("SELECT id, show_id FROM setlists", (), pair)? {
@@ -98,7 +98,7 @@ fn engagement(conn: &mut Connection, _today: Date) -> Result<Cost> {
 /// The two-hourly artist recount: reads all artists, queries the shows of each, and patches every
 /// artist.
 fn artists(conn: &mut Connection, _today: Date) -> Result<Cost> {
-    let mut job = Work::begin(conn)?;
+    let mut job = JobRun::begin(conn)?;
     for (artist, _) in job.read("SELECT id, name FROM artists", (), pair)? {
         let shows =
             job.read("SELECT id, status FROM shows WHERE artist_id = ?1", [&artist], pair)?;
@@ -115,7 +115,7 @@ fn artists(conn: &mut Connection, _today: Date) -> Result<Cost> {
 /// The four-hourly trending of artists: reads all of them, and patches the score and the rank of
 /// every one.
 fn artist_trending(conn: &mut Connection, _today: Date) -> Result<Cost> {
-    let mut job = Work::begin(conn)?;
+    let mut job = JobRun::begin(conn)?;
     let all =
         "SELECT id, upcoming_shows_count + followers / 1000000 + popularity / 10 FROM artists";
     let mut scored =
@@ -128,7 +128,7 @@ fn artist_trending(conn: &mut Connection, _today: Date) -> Result<Cost> {
 /// The four-hourly trending of shows: reads all upcoming ones, and patches the score and the rank
 /// of every one.
 fn show_trending(conn: &mut Connection, at: Date) -> Result<Cost> {
-    let mut job = Work::begin(conn)?;
+    let mut job = JobRun::begin(conn)?;
     let upcoming = "SELECT id, julianday(date) - julianday(?1), vote_count + 2 * setlist_count FROM shows WHERE status = 'upcoming'";
     let mut scored = job.read(upcoming, [at.to_string()], |row| {
         let (days, weight): (f64, f64) = (row.get(1)?, row.get(2)?);
@@ -141,19 +141,19 @@ fn show_trending(conn: &mut Connection, at: Date) -> Result<Cost> {
 
 /// One poll of the orchestrator for due jobs; it has four jobs.
 fn poll(conn: &mut Connection, _today: Date) -> Result<Cost> {
-    let mut job = Work::begin(conn)?;
+    let mut job = JobRun::begin(conn)?;
     job.read("SELECT job, last_run FROM settings", (), |row| row.get::<_, String>(0))?;
     job.commit()
 }
 
-/// A job's transaction, and its cost so far.
-struct Work<'c> {
+/// A run of a job: its transaction, and its cost so far.
+struct JobRun<'c> {
     tx: Transaction<'c>,
     cost: Cost,
     started: Instant,
 }
 
-impl<'c> Work<'c> {
+impl<'c> JobRun<'c> {
     fn begin(conn: &'c mut Connection) -> Result<Self> {
         let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         Ok(Self { tx, cost: Cost::default(), started: now() })
@@ -180,7 +180,7 @@ impl<'c> Work<'c> {
         Ok(rows)
     }
 
-    /// Patches all of them, whether their score or rank has changed or not.
+    /// Patches every row, whether its score or rank has changed or not.
     fn rank(&mut self, text: &str, scored: &[(String, f64)]) -> Result<()> {
         (1_i64..)
             .zip(scored)

@@ -1,17 +1,18 @@
-//! Replays events into the database: rows, totals and the offset of the last line, in one
-//! transaction each time.
+//! Replays events into the database. Each transaction writes the rows and totals of many events and
+//! the offset of the last line.
 //!
 //! A replay that was killed at any moment resumes after its last commit and counts nothing twice.
-//! An event's number is that of its line; blank lines before it are part of its offset.
+//! An event's number is that of its line, so an offset counts blank lines too.
 
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::lines::{Lines, Position, Refused};
 use crate::progress::Progress;
 
-/// A commit waits for a write to the disk. Many events share one, but other writers wait meanwhile.
+/// A commit waits for a write to the disk, so many events share one. Not more, because other
+/// writers wait for the transaction.
 const EVENTS_PER_COMMIT: usize = 1_000;
-/// A commit's events are held in memory: with long lines a commit has fewer events.
+/// The events of a commit are held in memory, so a commit of long lines has fewer events.
 const BYTES_PER_COMMIT: usize = 1 << 20;
 
 /// What a replay did.
@@ -29,8 +30,8 @@ pub trait Target {
     /// Returns how far an earlier replay of the stream has come.
     fn applied(&mut self, stream: &str) -> Result<Position>;
 
-    /// Applies events and moves the offset in one transaction; adds what it did to `done`. A
-    /// refused event ends it early: the events before it stay applied.
+    /// Applies events and moves the offset in one transaction, and adds its figures to `done`. A
+    /// refused event ends it early: the events before it are applied.
     fn commit(
         &mut self,
         stream: &str,
@@ -51,10 +52,10 @@ pub fn replay(
     lines.skip_to(&applied, stream)?;
     let mut done = Done { lines_before: applied.lines.unsigned_abs(), ..Done::default() };
     loop {
-        // Read and parsed before the transaction, so that a slow file keeps no lock.
+        // Events are read and parsed before the transaction, so that a slow file holds no lock.
         let chunk = Chunk::read(lines);
         let refused = target.commit(stream, &mut applied, &chunk.events, &mut done)?;
-        progress.tell(applied.lines);
+        progress.show(applied.lines);
         if let Some(refused) = refused.or(chunk.refused) {
             return Err(refused.into());
         }
@@ -95,11 +96,12 @@ impl Chunk {
     }
 }
 
-/// Returns the error for totals that could not be written: their transaction is rolled back.
+/// Returns the error for totals that could not be written. Their transaction is rolled back.
 pub fn unapplied(error: &keepcount::Error, first: i64, last: i64) -> Error {
     Error::Said(format!("{error}; none of lines {first} to {last} is applied"))
 }
 
+/// Returns the error for a stream whose offset another replay has moved.
 pub fn overtaken(stream: &str) -> Error {
     Error::Said(format!("stream {stream}: somebody else is replaying it into this database"))
 }

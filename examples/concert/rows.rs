@@ -1,4 +1,4 @@
-//! The application's own rows, and what each counts for.
+//! The application's own rows, and the tally of each.
 
 use keepcount::concert::{
     Artist, Decaying, FutureVote, Setlist, Show, Status, Trend, Trends, Vote,
@@ -37,14 +37,14 @@ pub struct VoteRow {
     pub created_at: i64,
 }
 
-/// The half-lives that this site has chosen; without a choice there is one.
+/// The half-lives that this site has chosen. The default is one half-life.
 pub struct HalfLives;
 
 impl<K: Key> Trends<K> for HalfLives {
     const TRENDS: &'static [Trend<K>] = &[Trend::HOURS_6, Trend::DAY, Trend::WEEK];
 }
 
-// What counts: the hooks of `app.rs` and the recount of `audit.rs` both use this.
+// The tallies: the hooks of `app.rs` and the recounts of `audit.rs` both use them.
 
 impl Record for ArtistRow {
     fn tally(&self, to: &mut Tally<'_>) {
@@ -71,15 +71,15 @@ impl Record for VoteRow {
 }
 
 impl VoteRow {
-    /// Refuses a vote that is given or changed before it exists; a stored vote counts whatever its
-    /// time is.
+    /// Refuses a vote whose time is later than `now`, when it is given or changed. A stored vote
+    /// counts whatever its time is.
     pub fn not_after(self, now: i64) -> Result<Self, FutureVote> {
         let vote = self.view();
         Vote::new(vote.setlist, vote.user, vote.up, vote.created_at, now)?;
         Ok(self)
     }
 
-    /// Returns the vote as it counts if votes decay with the half-lives `T`.
+    /// Returns the record whose tally lets the vote decay with the half-lives `T`.
     pub fn decaying<T: Trends<String>>(&self) -> Decaying<&str, T> {
         self.view().decaying()
     }

@@ -1,4 +1,4 @@
-//! The application's tables, and how a database is opened or made.
+//! The application's tables, and how a database is opened or created.
 
 use std::path::Path;
 use std::time::Duration;
@@ -39,8 +39,8 @@ pub const TABLES: &str = "
     ) STRICT;
 ";
 
-/// They serve the cascades of `app.rs`, and the sources of `audit.rs`, which page by the first
-/// columns.
+/// The indices serve the cascading deletes of `app.rs`, and the sources of `audit.rs`, which page
+/// by the first columns.
 pub const INDICES: &str = "
     CREATE INDEX IF NOT EXISTS shows_by_artist ON shows (artist_id, date, status);
     CREATE INDEX IF NOT EXISTS shows_by_date ON shows (date, id, status);
@@ -49,7 +49,7 @@ pub const INDICES: &str = "
     CREATE INDEX IF NOT EXISTS votes_by_user ON votes (user_id);
 ";
 
-/// Opens a database and makes what does not exist yet: the file, the application's tables, the
+/// Opens a database and creates what does not exist yet: the file, the application's tables, the
 /// tables of totals.
 pub fn create(path: &Path) -> Result<Connection> {
     let make = || {
@@ -63,17 +63,17 @@ pub fn create(path: &Path) -> Result<Connection> {
         SqliteStore::new(&tx, &C::SCHEMA).create()?;
         if is_old(&tx)? {
             check_table(&tx, position::OLD_TABLE, position::OLD_COLUMNS)?;
-            position::take_over(&tx)?;
+            position::migrate(&tx)?;
         }
         tx.commit()?;
-        // Afterwards, so that a refused database stays as it is.
+        // Set this after the commit, so that a refused database stays unchanged.
         conn.execute_batch("PRAGMA journal_mode = WAL")?;
         Ok(conn)
     };
     make().map_err(|error: Error| error.in_db(path.display()))
 }
 
-/// Opens an existing database, and checks that it is this application's; makes nothing.
+/// Opens an existing database, and checks that it is this application's. It creates nothing.
 pub fn open(path: &Path) -> Result<Connection> {
     let open = || {
         let conn = connect(path, OpenFlags::empty())?;
@@ -89,23 +89,22 @@ pub fn open(path: &Path) -> Result<Connection> {
     open().map_err(|error: Error| error.in_db(path.display()))
 }
 
-/// Opens it like [`open`], for commands that must not write.
+/// Opens a database like [`open`], for commands that must not write.
 pub fn open_to_read(path: &Path) -> Result<Connection> {
     let conn = open(path)?;
     conn.execute_batch("PRAGMA query_only = ON")?;
     Ok(conn)
 }
 
-/// Opens it for a short note about what was done, which is not worth a long wait for another
-/// writer.
+/// Opens a database to write a short note about a run. It waits only a second for another writer.
 pub fn open_to_note(path: &Path) -> Result<Connection> {
     let conn = connect(path, OpenFlags::empty())?;
     conn.busy_timeout(Duration::from_secs(1))?;
     Ok(conn)
 }
 
-/// Opens it read-write even if only reads follow: the last reader of a WAL then removes its files.
-/// SQLite itself opens a write-protected file as read-only.
+/// Opens a database read-write even if only reads follow, so that the last connection of a WAL
+/// removes its files. SQLite itself opens a write-protected file as read-only.
 fn connect(path: &Path, more: OpenFlags) -> Result<Connection> {
     // An absolute path is never taken for a URI or for `:memory:`.
     let path = std::path::absolute(path)
@@ -114,12 +113,12 @@ fn connect(path: &Path, more: OpenFlags) -> Result<Connection> {
     let conn = Connection::open_with_flags(path, flags)?;
     conn.busy_timeout(Duration::from_secs(10))?;
     conn.execute_batch("PRAGMA foreign_keys = ON; PRAGMA synchronous = FULL")?;
-    // More than the application and keepcount have statements: each is prepared once.
+    // The application and keepcount have fewer statements, so each is prepared once.
     conn.set_prepared_statement_cache_capacity(512);
     Ok(conn)
 }
 
-/// Returns whether positions are still where they were before there were offsets.
+/// Returns whether the database still has the old table of positions.
 fn is_old(conn: &Connection) -> Result<bool> {
     Ok(conn.table_exists(None, position::OLD_TABLE)?)
 }

@@ -1,22 +1,23 @@
-//! A season of a concert site as an event file: generated, and the same for the same seed.
+//! Generates a season of a concert site as an event file, which is the same for the same seed.
 
 use std::fmt::Write as _;
 
-/// What the site has when the season is over: the size of the system that this replaces.
+/// The rows of the site at the end of the season: the size of the system that keepcount replaces.
 const ARTISTS: u64 = 1_000;
 const SHOWS: u64 = 5_000;
 const SETLISTS: u64 = 2_000;
 const VOTES: u64 = 10_000;
 const USERS: u64 = 2_500;
 
-/// What is added and deleted again, the children with their parents.
-const GONE_ARTISTS: u64 = 5;
-const GONE_SHOWS: u64 = 25;
-const GONE_SETLISTS: u64 = 50;
-const GONE_VOTES: u64 = 600;
+/// Rows that are inserted in addition and deleted again, the children with their parents.
+const DELETED_ARTISTS: u64 = 5;
+const DELETED_SHOWS: u64 = 25;
+const DELETED_SETLISTS: u64 = 50;
+const DELETED_VOTES: u64 = 600;
 
-/// Days of the season: artists are signed, then shows announced, then setlists posted, then votes
-/// given, and at its end much is deleted.
+/// Days of the season. Artists are signed before `SIGNED`. Then shows are announced before
+/// `POSTED`, setlists are posted before `VOTED`, and votes are given. On `END`, the additional rows
+/// are deleted.
 const SIGNED: u64 = 20;
 const POSTED: u64 = 100;
 const VOTED: u64 = 130;
@@ -32,7 +33,7 @@ pub fn make(seed: u64) -> Vec<u8> {
     season.setlists();
     season.votes();
     season.deletes();
-    // Stable: on one day parents come first.
+    // A stable sort: on one day, parents stay before their children.
     season.events.sort_by_key(|(day, _)| *day);
     season.events.iter().flat_map(|(_, line)| [line.as_bytes(), b"\n"]).flatten().copied().collect()
 }
@@ -49,8 +50,8 @@ impl Season {
     }
 
     fn artists(&mut self) {
-        for artist in 0..ARTISTS + GONE_ARTISTS {
-            // The first ones are famous, and no artist's next thousand followers reach another
+        for artist in 0..ARTISTS + DELETED_ARTISTS {
+            // The first artists are famous. A thousand more followers never complete another
             // million.
             let followers = 40 / (artist + 1) * 1_000_000 + self.random.below(999_000);
             let popularity = self.random.below(101);
@@ -62,7 +63,7 @@ impl Season {
             let signed = self.random.below(SIGNED);
             self.put(signed, "insert", "artists", &row(followers));
             if self.random.one_in(10) {
-                // This counts for nothing: no statement on any total.
+                // An update that changes no total.
                 let day = self.random.between(SIGNED, END);
                 self.put(day, "update", "artists", &row(followers + 1_000));
             }
@@ -71,11 +72,11 @@ impl Season {
 
     fn shows(&mut self) {
         let famous = Zipf::new(ARTISTS);
-        for show in 0..SHOWS + GONE_SHOWS {
+        for show in 0..SHOWS + DELETED_SHOWS {
             let mut artist = match show.checked_sub(SHOWS) {
                 None => Some(famous.pick(&mut self.random)),
                 // Deleted with its artist.
-                Some(gone) if gone % 2 == 0 => Some(ARTISTS + gone % GONE_ARTISTS),
+                Some(deleted) if deleted % 2 == 0 => Some(ARTISTS + deleted % DELETED_ARTISTS),
                 Some(_) => Some(self.random.below(ARTISTS)),
             };
             if show < SHOWS && self.random.one_in(50) {
@@ -91,7 +92,7 @@ impl Season {
             };
             self.put(announced, "insert", "shows", &row(artist, held, "upcoming"));
             if show < SHOWS && self.random.one_in(30) {
-                // Another artist steps in, often where there was none.
+                // Another artist plays the show, which may have had none.
                 artist = Some(famous.pick(&mut self.random));
                 let day = self.random.between(announced, held);
                 self.put(day, "update", "shows", &row(artist, held, "upcoming"));
@@ -106,21 +107,21 @@ impl Season {
     }
 
     fn setlists(&mut self) {
-        for setlist in 0..SETLISTS + GONE_SETLISTS {
-            let gone = setlist.checked_sub(SETLISTS);
-            let mut show = Some(match gone {
+        for setlist in 0..SETLISTS + DELETED_SETLISTS {
+            let deleted = setlist.checked_sub(SETLISTS);
+            let mut show = Some(match deleted {
                 // Deleted with its show or artist.
-                Some(gone) if gone % 2 == 0 => SHOWS + gone % GONE_SHOWS,
+                Some(deleted) if deleted % 2 == 0 => SHOWS + deleted % DELETED_SHOWS,
                 _ => self.random.below(SHOWS),
             });
-            if gone.is_none() && self.random.one_in(40) {
+            if deleted.is_none() && self.random.one_in(40) {
                 show = None;
             }
             let row =
                 |show| format!(r#"{{"id":"se{setlist}","show_id":{}}}"#, id_or_null("sh", show));
             let posted = self.random.between(POSTED, VOTED);
             self.put(posted, "insert", "setlists", &row(show));
-            if gone.is_none() && self.random.one_in(25) {
+            if deleted.is_none() && self.random.one_in(25) {
                 let to = (!self.random.one_in(10)).then(|| self.random.below(SHOWS));
                 let day = self.random.between(posted, END);
                 self.put(day, "update", "setlists", &row(to));
@@ -130,11 +131,11 @@ impl Season {
 
     fn votes(&mut self) {
         let (popular, busy) = (Zipf::new(SETLISTS), Zipf::new(USERS));
-        for vote in 0..VOTES + GONE_VOTES {
-            let gone = vote.checked_sub(VOTES);
-            let mut setlist = match gone {
+        for vote in 0..VOTES + DELETED_VOTES {
+            let deleted = vote.checked_sub(VOTES);
+            let mut setlist = match deleted {
                 // Deleted with its setlist.
-                Some(gone) if gone % 2 == 0 => SETLISTS + gone % GONE_SETLISTS,
+                Some(deleted) if deleted % 2 == 0 => SETLISTS + deleted % DELETED_SETLISTS,
                 _ => popular.pick(&mut self.random),
             };
             let (user, mut up) = (busy.pick(&mut self.random), !self.random.one_in(5));
@@ -155,27 +156,27 @@ impl Season {
                 up = !up;
                 self.put(day + 1, "update", "votes", &row(setlist, up));
             }
-            if gone.is_none() && self.random.one_in(30) {
+            if deleted.is_none() && self.random.one_in(30) {
                 setlist = popular.pick(&mut self.random);
                 self.put(day + 2, "update", "votes", &row(setlist, up));
             }
-            if gone.is_some_and(|gone| gone % 2 == 1) {
-                // Toggled off.
+            if deleted.is_some_and(|deleted| deleted % 2 == 1) {
+                // The user withdraws the vote.
                 self.put(day + 10, "delete", "votes", &format!(r#"{{"id":"vo{vote}"}}"#));
             }
         }
     }
 
-    /// Deletes setlists, shows and artists that have children, in this order: each step deletes
-    /// what the one before left.
+    /// Deletes setlists, shows and artists that have children, in this order. Each step deletes the
+    /// children that the step before left.
     fn deletes(&mut self) {
-        for setlist in (SETLISTS..SETLISTS + GONE_SETLISTS).filter(|setlist| setlist % 4 != 0) {
+        for setlist in (SETLISTS..SETLISTS + DELETED_SETLISTS).filter(|setlist| setlist % 4 != 0) {
             self.put(END, "delete", "setlists", &format!(r#"{{"id":"se{setlist}"}}"#));
         }
-        for show in (SHOWS..SHOWS + GONE_SHOWS).filter(|show| show % 4 != 0) {
+        for show in (SHOWS..SHOWS + DELETED_SHOWS).filter(|show| show % 4 != 0) {
             self.put(END, "delete", "shows", &format!(r#"{{"id":"sh{show}"}}"#));
         }
-        for artist in ARTISTS..ARTISTS + GONE_ARTISTS {
+        for artist in ARTISTS..ARTISTS + DELETED_ARTISTS {
             self.put(END, "delete", "artists", &format!(r#"{{"id":"ar{artist}"}}"#));
         }
     }
@@ -191,7 +192,7 @@ fn date(day: u64) -> String {
     let mut text = String::from("2025-");
     for (month, days) in (1..).zip([31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]) {
         if day < days {
-            let _ = write!(text, "{month:02}-{:02}", day + 1); // a String takes everything
+            let _ = write!(text, "{month:02}-{:02}", day + 1); // writing to a String does not fail
             break;
         }
         day -= days;
@@ -199,7 +200,7 @@ fn date(day: u64) -> String {
     text
 }
 
-/// splitmix64: small, and the same on every platform.
+/// Splitmix64: small, and the same on every platform.
 struct Random(u64);
 
 impl Random {

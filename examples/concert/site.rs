@@ -1,4 +1,5 @@
-//! A database as the commands see it: what an SQLite file and a PostgreSQL database can both do.
+//! The interface of a database to the commands, which SQLite files and PostgreSQL databases
+//! implement.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -11,20 +12,21 @@ use crate::lines::Lines;
 use crate::progress::Progress;
 use crate::replay::Done;
 
-/// The address of a database; displayed as errors name it.
+/// The address of a database. Errors print it.
 pub trait Database: fmt::Display {
     type Site: Site;
 
-    /// Opens it, and makes what does not exist yet: the application's tables, the tables of totals.
+    /// Opens the database, and creates what does not exist yet: the application's tables, the
+    /// tables of totals.
     fn create(&self) -> Result<Self::Site>;
 
-    /// Opens an existing one, and checks that it is this application's; makes nothing.
+    /// Opens an existing database, and checks that it is this application's. It creates nothing.
     fn open(&self) -> Result<Self::Site>;
 
-    /// Opens it like [`open`](Self::open), for commands that must not write.
+    /// Opens a database like [`open`](Self::open), for commands that must not write.
     fn open_to_read(&self) -> Result<Self::Site>;
 
-    /// Opens it for a short note about what was done, which is not worth a long wait for another
+    /// Opens a database to write a short note about a run. It waits only a second for another
     /// writer.
     fn open_to_note(&self) -> Result<Self::Site>;
 }
@@ -49,10 +51,10 @@ pub trait Site {
 pub trait Moment {
     fn store(&mut self) -> impl Store + Leaderboards;
 
-    /// Returns a version that changes whenever something was written.
+    /// Returns a version of the data, which changes with every write.
     fn version(&mut self) -> Result<String>;
 
-    /// Returns the lines of all streams that were replayed.
+    /// Returns the number of applied lines, over all streams.
     fn lines(&mut self) -> Result<i128>;
 
     /// Returns when each counter was last found clean.

@@ -1,5 +1,5 @@
-//! The site on an SQLite file: events in one transaction each time, and the reads of the other
-//! commands.
+//! The site on an SQLite file: rows, totals and offset in one transaction, and the reads of the
+//! other commands.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -65,8 +65,8 @@ impl Site for Connection {
 
     fn audit(&mut self, run: &mut Reconciler) -> Result<Report> {
         let mut audit = audit::sources::<HalfLives>(self)?;
-        let done = reconcile::run(run, &mut audit, &mut SystemRuntime::new());
-        audit::ended(run, done)
+        let result = reconcile::run(run, &mut audit, &mut SystemRuntime::new());
+        audit::finish(run, result)
     }
 
     fn note(&mut self, report: &Report, now: i64) -> Result<()> {
@@ -94,7 +94,7 @@ impl Moment for Transaction<'_> {
     }
 
     fn count(&mut self, table: &str) -> Result<(i64, i128)> {
-        // In two halves, because the sum of many totals may leave 64 bits.
+        // Sums the two halves of each total, because the sum of many totals may leave 64 bits.
         let text = format!(
             r#"SELECT count(*), coalesce(sum(total >> 32), 0), coalesce(sum(total & 4294967295), 0) FROM "{table}" WHERE total <> 0"#
         );
@@ -123,10 +123,10 @@ impl Leaderboards for SqliteStore<'_> {
     }
 }
 
-/// When totals are written; the rows are always written event by event.
+/// When totals are written. Rows are always written event by event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Count {
-    /// Once for each commit: all that its events add to one total is one statement.
+    /// Once for each commit: one statement for each total, however many events add to it.
     EachCommit,
     /// After each event, as on a site where every event is a transaction.
     EachEvent,
@@ -154,7 +154,8 @@ impl Target for Writes<'_> {
         done: &mut Done,
     ) -> Result<Option<Refused>> {
         let mut tx = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        // Check this before the rows: a row that exists already would be refused as such.
+        // Check this before writing rows: for an event that was applied already, the error would be
+        // that its row exists.
         if position::read(&tx, stream)? != *applied {
             return Err(replay::overtaken(stream));
         }
@@ -188,7 +189,7 @@ impl Target for Writes<'_> {
         if end != *applied {
             position::set_hash(&tx, stream, &end)?;
             if counted < end.lines {
-                // Totals last: many transactions need their rows, which are so locked for the
+                // Write totals last: many transactions need their rows, so lock them for the
                 // shortest time.
                 now.statements += write_totals(&tx, &mut batch, stream, counted, end.lines)?;
             }
@@ -200,8 +201,8 @@ impl Target for Writes<'_> {
     }
 }
 
-/// Writes the totals of the lines after `before` up to `last`, once. Returns how many statements it
-/// took; after an error, roll the transaction back.
+/// Writes the totals of the lines after `before` up to `last`, once. Returns the number of its
+/// statements. After an error, roll the transaction back.
 fn write_totals(
     tx: &Connection,
     batch: &mut Batch,
@@ -210,10 +211,10 @@ fn write_totals(
     last: i64,
 ) -> Result<u64> {
     let first = before + 1;
-    let once = StreamRange::new(stream, first.unsigned_abs(), last.unsigned_abs()).and_then(
+    let result = StreamRange::new(stream, first.unsigned_abs(), last.unsigned_abs()).and_then(
         |stream_range| SqliteStore::new(tx, &C::SCHEMA).apply_idempotent(batch, &stream_range),
     );
-    match once {
+    match result {
         Ok(applied) if applied.skipped => Err(replay::overtaken(stream)),
         Ok(applied) => Ok(applied.statements),
         Err(error) => Err(replay::unapplied(&error, first, last)),

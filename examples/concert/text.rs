@@ -29,7 +29,7 @@ pub fn ago(seconds: i64) -> String {
 }
 
 /// Formats how long something took, in milliseconds below a second.
-pub fn took(time: Duration) -> String {
+pub fn duration(time: Duration) -> String {
     match time.as_secs() {
         0 => format!("{:.1} ms", time.as_secs_f64() * 1_000.0),
         _ => format!("{:.1} s", time.as_secs_f64()),

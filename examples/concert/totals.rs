@@ -1,4 +1,4 @@
-//! Prints a counter's totals as lines; for shows ahead, their sums from a day on.
+//! Prints a counter's totals as lines; for `artist.shows_ahead`, the sums from a day on.
 
 use std::io::Write;
 
@@ -8,10 +8,10 @@ use keepcount::{CounterId, Date, KeyBuf, Store};
 use crate::error::{Error, Result};
 use crate::schema::C;
 
-/// Totals read at a time.
+/// The number of totals that are read at a time.
 const PAGE: usize = 4096;
 
-/// Prints key TAB total, in key order, without zeros. Only the counter of dates is read at a day.
+/// Prints key TAB total, in key order, without zeros. Only `artist.shows_ahead` is read at a day.
 pub fn print(
     out: &mut impl Write,
     store: &mut impl Store,
@@ -20,7 +20,7 @@ pub fn print(
 ) -> Result<()> {
     let ahead = C::ARTIST_SHOWS_AHEAD.id();
     match at {
-        Some(at) if counter == ahead => shows_ahead(out, store, at),
+        Some(at) if counter == ahead => print_shows_ahead(out, store, at),
         Some(_) => Err(Error::said(format!(
             "counter {} is not read at a day: --at goes with {} only",
             counter.name(),
@@ -38,7 +38,7 @@ pub fn print(
 
 /// Prints artist TAB shows from this day on. In key order an artist's dates are adjacent, so only
 /// one sum is held at a time.
-fn shows_ahead(out: &mut impl Write, store: &mut impl Store, at: Date) -> Result<()> {
+fn print_shows_ahead(out: &mut impl Write, store: &mut impl Store, at: Date) -> Result<()> {
     let counter = C::ARTIST_SHOWS_AHEAD.id();
     let artists = C::ARTIST_SHOWS.id();
     let mut print = |artist: &str, shows: i128| match shows {

@@ -1,5 +1,5 @@
-//! The statements of keepcount as SQLite itself reports them: every statement on a table of totals
-//! or of a leaderboard, and its rows.
+//! Counts the statements of keepcount as SQLite itself reports them: every statement on a table of
+//! totals or of a leaderboard, and its rows.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::replaced::Cost;
 use crate::schema::C;
 
-/// The counts.
+/// The counts of one trace.
 #[derive(Debug, Clone, Default)]
 pub struct Traced {
     /// On totals and leaderboards.
@@ -22,17 +22,18 @@ pub struct Traced {
     pub statements: u64,
 }
 
-/// What SQLite reports: also each row that it finds, or statements alone, which costs less time.
+/// What SQLite reports: statements and each row that they find, or statements alone, which takes
+/// less time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tell {
+pub enum Detail {
     Rows,
     Statements,
 }
 
-/// Runs something that uses the connection, and counts what keepcount does in it.
+/// Calls `run` with the connection, and counts the statements of keepcount in it.
 pub fn trace<R>(
     conn: &mut Connection,
-    tell: Tell,
+    detail: Detail,
     run: impl FnOnce(&mut Connection) -> Result<R>,
 ) -> Result<(R, Traced)> {
     let counted = Arc::new(Mutex::new(Traced::default()));
@@ -54,7 +55,7 @@ pub fn trace<R>(
         let cost = match (begins, statement.writes) {
             (false, _) => Cost { rows_read: 1, ..Cost::default() },
             (true, false) => Cost { statements: 1, ..Cost::default() },
-            // One row, which it finds first.
+            // A write of keepcount writes one row, which it first reads.
             (true, true) => {
                 Cost { statements: 1, rows_read: 1, rows_written: 1, ..Cost::default() }
             }
@@ -64,9 +65,9 @@ pub fn trace<R>(
             counts.leaderboards = counts.leaderboards.plus(&cost);
         }
     };
-    let events = match tell {
-        Tell::Rows => TraceEventCodes::SQLITE_TRACE_STMT | TraceEventCodes::SQLITE_TRACE_ROW,
-        Tell::Statements => TraceEventCodes::SQLITE_TRACE_STMT,
+    let events = match detail {
+        Detail::Rows => TraceEventCodes::SQLITE_TRACE_STMT | TraceEventCodes::SQLITE_TRACE_ROW,
+        Detail::Statements => TraceEventCodes::SQLITE_TRACE_STMT,
     };
     conn.trace_v2(events, Some(count))?;
     let done = run(conn);
@@ -83,8 +84,8 @@ struct Statement {
 }
 
 impl Statement {
-    /// Returns `None` for the application's own: keepcount quotes the names of its tables, and the
-    /// application does not.
+    /// Returns `None` for a statement of the application. keepcount quotes the names of its tables,
+    /// and the application does not.
     fn of(text: &str) -> Option<Self> {
         let names = |table: &str| text.contains(&format!("\"{table}\""));
         let of_leaderboard = C::SCHEMA
@@ -92,7 +93,7 @@ impl Statement {
             .iter()
             .any(|leaderboard| names(&leaderboard.name().replace('.', "_")));
         let total = C::SCHEMA.counters().iter().any(|spec| names(&spec.table_name()));
-        let ours = of_leaderboard || total || names("keepcount_counters");
-        ours.then(|| Self { writes: !text.starts_with("SELECT"), of_leaderboard })
+        let is_keepcount = of_leaderboard || total || names("keepcount_counters");
+        is_keepcount.then(|| Self { writes: !text.starts_with("SELECT"), of_leaderboard })
     }
 }

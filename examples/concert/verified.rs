@@ -18,8 +18,8 @@ pub const TABLE: &str = "
     ) STRICT;
 ";
 
-/// Returns whether a report has anything to note.
-pub fn is_due(report: &Report) -> bool {
+/// Returns whether a run found counters clean, which is what [`note`] writes.
+pub fn has_clean_counters(report: &Report) -> bool {
     report.counters.iter().any(|counter| counter.clean)
 }
 

@@ -1,5 +1,5 @@
 //! A table of the whole site: redrawn in place every second on a terminal, printed once elsewhere.
-//! It only reads.
+//! It writes nothing to the database.
 
 use std::fmt::{Display, Write as _};
 use std::io::{self, IsTerminal as _, Write};
@@ -15,8 +15,8 @@ use crate::figures::{Figures, Gauge};
 use crate::site::Site;
 use crate::text::{Table, ago, number};
 
-const EVERY: Duration = Duration::from_secs(1);
-/// What a refresh may take, apart from the counter that it began last.
+const PERIOD: Duration = Duration::from_secs(1);
+/// The time that a refresh may take, apart from the last counter that it reads.
 const BUDGET: Duration = Duration::from_millis(100);
 
 /// Shows lists as of the given day, or of the current one; on a terminal, until interrupted.
@@ -28,7 +28,7 @@ pub fn run(
 ) -> Result<()> {
     let mut figures = Figures::new();
     if !io::stdout().is_terminal() {
-        let at = day(at)?;
+        let at = day_or_today(at)?;
         figures.refresh(site, at, Duration::MAX)?;
         out.write_all(text(&figures, db, at).as_bytes())?;
         return Ok(());
@@ -37,30 +37,30 @@ pub fn run(
     screen.set_style(
         ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
-    // A closed terminal is no longer one.
+    // The loop ends when the terminal is closed.
     while io::stdout().is_terminal() {
-        let at = day(at)?;
+        let at = day_or_today(at)?;
         figures.refresh(site, at, BUDGET)?;
         screen.set_message(text(&figures, db, at));
-        thread::sleep(EVERY);
+        thread::sleep(PERIOD);
     }
     Ok(())
 }
 
 /// Returns the given day, or today in UTC.
-fn day(at: Option<Date>) -> Result<Date> {
+fn day_or_today(at: Option<Date>) -> Result<Date> {
     let today = || i32::try_from(seconds_now().div_euclid(86_400)).ok().and_then(Date::from_days);
     at.or_else(today)
         .ok_or_else(|| Error::said("the clock is outside the years 1 to 9999: give a day as --at"))
 }
 
-// The lists come first, because a terminal with few lines loses the last ones.
+// The lists come first, because a terminal with few lines cuts off the end.
 fn text(figures: &Figures, db: &impl Display, at: Date) -> String {
     let lines = figures.lines.value().map_or_else(String::new, number);
     let rate = rate(&figures.lines);
     let rate = if rate.is_empty() { rate } else { format!(", {rate} a second") };
     let mut text = format!("{db} on {at}: {lines} lines replayed{rate}\n\n{}\n", figures.lists);
-    let _ = write!(text, "{}", counters(figures)); // a String takes everything
+    let _ = write!(text, "{}", counters(figures)); // writing to a String does not fail
     text
 }
 
@@ -80,8 +80,8 @@ fn counters(figures: &Figures) -> Table {
     table
 }
 
-/// Returns an empty text until there were two readings.
+/// Returns the change a second; empty before the second reading.
 fn rate(gauge: &Gauge) -> String {
     #[allow(clippy::cast_possible_truncation, reason = "it saturates")]
-    gauge.a_second.map_or_else(String::new, |a_second| number(a_second.round() as i128))
+    gauge.per_second.map_or_else(String::new, |per_second| number(per_second.round() as i128))
 }

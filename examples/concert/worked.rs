@@ -1,5 +1,5 @@
-//! A site on which a day is worked through: its events with their hooks, and the replaced system's
-//! jobs when they were due; the cost of both is counted.
+//! A site on which the cost of a day is measured: its events are applied with their hooks, and the
+//! jobs of the replaced system run when they are due.
 //!
 //! Its votes decay with the single half-life that is the default.
 
@@ -17,18 +17,18 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::replaced::{COLUMNS, Cost, JOBS};
 use crate::schema::{INDICES, TABLES};
-use crate::traced::{Tell, trace};
+use crate::traced::{Detail, trace};
 use crate::{app, audit};
 
 type C = Concert<String, Week>;
 
-/// The orchestrator read its table of settings every 5 minutes.
+/// The steps of a day: the replaced system looked for due jobs every 5 minutes.
 const TICKS: u32 = 288;
 
 /// The key columns of totals that are dates; all other texts are ids.
 const DATES: [(&str, &str); 2] = [("artist_shows_ahead", "key_2"), ("show_upcoming", "key_1")];
 
-pub struct Worked {
+pub struct MeasuredSite {
     conn: Connection,
     path: PathBuf,
 }
@@ -41,13 +41,14 @@ pub struct DayCost {
     pub hooks: Cost,
     /// The part of the hooks' cost that leaderboards caused.
     pub leaderboards: Cost,
-    /// One verification after the day; none after a day whose jobs are run once.
+    /// One verification after the day; zero if the jobs ran only once.
     pub verification: Cost,
     /// Artists, shows, setlists and votes, after the day.
     pub rows: u64,
 }
 
 impl DayCost {
+    /// Returns the cost of all jobs of the replaced system.
     pub fn replaced(&self) -> Cost {
         self.jobs.iter().fold(Cost::default(), |sum, cost| sum.plus(cost))
     }
@@ -56,13 +57,13 @@ impl DayCost {
 /// How often jobs are run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Runs {
-    /// As often as on any day, when they are due.
+    /// Each time that they are due.
     All,
-    /// Once, after the day's events; each counts as often as it would have run.
+    /// Once, after the day's events. The cost is multiplied by the runs of a day.
     Once,
 }
 
-impl Worked {
+impl MeasuredSite {
     pub fn create(path: &Path) -> Result<Self> {
         let site = Self::without_indices(path)?;
         site.conn.execute_batch(INDICES)?;
@@ -71,7 +72,7 @@ impl Worked {
 
     fn without_indices(path: &Path) -> Result<Self> {
         let conn = Connection::open(path)?;
-        // Nothing waits for the disk here: the waits would be as many with any counters or none.
+        // Nothing waits for the disk: there would be as many waits with counters as without.
         conn.execute_batch(
             "PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF; PRAGMA cache_size = -200000",
         )?;
@@ -119,10 +120,10 @@ impl Worked {
         Ok(grown)
     }
 
-    /// Copies in the order of ids, so that each row comes after the one before.
+    /// Copies rows in the order of ids, so that each row is appended at the end of its index.
     fn copy(&self, table: &str, ids: &[&str], others: &[&str]) -> Result<()> {
         let names = [ids, others].concat().join(", ");
-        // An epoch is a key too, but not an id.
+        // Keys that are not texts are epochs and stay as they are.
         let copied = |id: &&str| {
             format!("iif(typeof(base.{id}) = 'text', copies.id || base.{id}, base.{id})")
         };
@@ -155,8 +156,8 @@ impl Worked {
         Ok(tx.commit()?)
     }
 
-    /// Works through a day: its events are spread over it, and jobs run when they are due.
-    pub fn work(&mut self, day: Day, events: &[Event], runs: Runs) -> Result<DayCost> {
+    /// Runs a day: its events are spread over it, and jobs run when they are due.
+    pub fn run_day(&mut self, day: Day, events: &[Event], runs: Runs) -> Result<DayCost> {
         let today = day.date.unwrap_or(Date::MIN);
         let mut done = DayCost {
             day,
@@ -170,7 +171,7 @@ impl Worked {
         for tick in 1..=TICKS {
             let until = events.len() * tick as usize / TICKS as usize;
             let (due, rest) = left.split_at(until + left.len() - events.len());
-            self.hooked(due, &mut done)?;
+            self.apply_with_hooks(due, &mut done)?;
             left = rest;
             for (job, cost) in JOBS.iter().zip(&mut done.jobs) {
                 if runs == Runs::All && tick % (TICKS / job.a_day) == 0 {
@@ -184,16 +185,16 @@ impl Worked {
             }
         }
         if runs == Runs::All {
-            done.verification = self.verified()?;
+            done.verification = self.verify_totals()?;
         }
         done.rows = self.rows()?;
         Ok(done)
     }
 
     /// Applies events with their hooks, one transaction each.
-    fn hooked(&mut self, events: &[Event], done: &mut DayCost) -> Result<()> {
+    fn apply_with_hooks(&mut self, events: &[Event], done: &mut DayCost) -> Result<()> {
         let mut time = Duration::ZERO;
-        let ((), traced) = trace(&mut self.conn, Tell::Rows, |conn| {
+        let ((), traced) = trace(&mut self.conn, Detail::Rows, |conn| {
             for event in events {
                 let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
                 let mut batch = Batch::new();
@@ -214,10 +215,10 @@ impl Worked {
         Ok(())
     }
 
-    /// Runs one full verification, which must find every total right.
-    fn verified(&mut self) -> Result<Cost> {
+    /// Runs one full verification. It is an error if it finds drift.
+    fn verify_totals(&mut self) -> Result<Cost> {
         let started = now();
-        let (report, traced) = trace(&mut self.conn, Tell::Statements, |conn| {
+        let (report, traced) = trace(&mut self.conn, Detail::Statements, |conn| {
             Ok(verify(&C::SCHEMA).run(&mut audit::sources::<Week>(conn)?)?)
         })?;
         let time = started.elapsed();

@@ -1,5 +1,5 @@
-//! The tables, rows and counters of one application, which `with-sqlx`, `with-diesel` and
-//! `with-sea-orm` each write with their library.
+//! The tables, rows and counters of one application. `with-sqlx`, `with-diesel` and `with-sea-orm`
+//! write them, each with its library.
 
 use keepcount::{Date, Record, Tally};
 use uuid::Uuid;
@@ -11,7 +11,8 @@ keepcount::counters! {
         pub DAY_VOTES: Date = "day.votes";
         /// The membership: which show a setlist belongs to.
         pub SETLIST_SHOW: (i64, String) = "setlist.show";
-        /// The rollup: a show's votes are those of its setlists, and follow a setlist that moves.
+        /// The rollup: a show's votes are those of its setlists. If a setlist moves to another
+        /// show, its votes move with it.
         pub SHOW_VOTES: String = "show.votes".sum_of(SETLIST_VOTES, SETLIST_SHOW);
     }
 }

@@ -1,7 +1,7 @@
-//! The command line of the concert example keeps its contract: exit codes, what goes to stdout and
-//! what to stderr, the JSON, tokens, and files that are none of its own are named, refused and left
-//! as they are.
-#![allow(clippy::format_collect)] // what a command prints is written down as its lines are
+//! The contract of the concert example's command line: exit codes, what goes to stdout and what to
+//! stderr, the JSON, tokens. A file that is not the example's own is refused with its name, and is
+//! not changed.
+#![allow(clippy::format_collect)] // the expected output is built line by line
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,28 +14,29 @@ use crate::support::concert::{
     sabotage, show, start, stored, vote,
 };
 
-/// A few hundred rows, right.
+/// A few hundred rows with correct totals.
 fn clean_site() -> Site {
     Site::with(&Writer::new(11, "c").lines(700))
 }
 
-/// The same, with every kind of drift in several counters.
+/// The same site, with every kind of drift in several counters.
 fn broken_site() -> Site {
     let site = clean_site();
     sabotage(&site);
     site
 }
 
-/// Goes on with so many pages each time until the end, and gives every run's report back.
-fn to_the_end(site: &Site, command: &str, first: Ran, pages: usize) -> Vec<Value> {
+/// Resumes a stopped run, `pages` pages at a time, until it completes. Returns the report of every
+/// run.
+fn run_to_the_end(site: &Site, command: &str, first: Ran, pages: usize) -> Vec<Value> {
     let mut last = first;
     let mut reports = vec![last.json()];
     while last.code == Some(3) {
         last = site.run(&format!("{command} --resume {} --max-pages {pages} --json", last.token()));
         reports.push(last.json());
-        assert!(reports.len() < 5_000, "it comes to no end");
+        assert!(reports.len() < 5_000, "the run does not end");
     }
-    // What earlier runs found is not this one's.
+    // What earlier runs found is not in the last run's report.
     let counters = reports.last().unwrap()["counters"].as_array().unwrap();
     let found = command == "verify" && counters.iter().any(|counter| drift(counter) > 0);
     last.exits(if found { 2 } else { 0 });
@@ -87,7 +88,8 @@ fn wrong_usage_exits_1_says_why_on_stderr_and_touches_nothing() {
         ("repair --max-pages x".to_owned(), "--max-pages"),
         ("verify --samples=-1".to_owned(), "--samples"),
         ("verify --samples x".to_owned(), "--samples"),
-        // Only --max-pages and --json go with a token, however right it is.
+        // With a token, only --max-pages and --json are accepted, even if another option repeats
+        // what the token says.
         (resumed("verify", &verify, "--counter user.votes"), "--counter"),
         (resumed("verify", &verify, "--page 1"), "--page"),
         (resumed("verify", &verify, "--samples 20"), "--samples"),
@@ -116,13 +118,13 @@ fn wrong_usage_exits_1_says_why_on_stderr_and_touches_nothing() {
         site.run_args(&args).fails(&[]);
     }
     assert_eq!(site.files(), before.1);
-    assert_ne!(dump, before.0, "the one page of repair has repaired nothing");
+    assert_ne!(dump, before.0, "one page of repair repaired nothing");
     site.run(&resumed("verify", &verify, "--json")).exits(2);
     site.run(&resumed("repair", &repair, "--max-pages 100000 --json")).exits(0);
 }
 
 #[test]
-fn help_and_version_are_results_on_stdout() {
+fn help_and_version_print_to_stdout_and_exit_0() {
     let site = Site::new();
     for (words, names) in [
         ("--help", "repair"),
@@ -142,7 +144,7 @@ fn help_and_version_are_results_on_stdout() {
 }
 
 #[test]
-fn exit_codes_tell_clean_drift_stopped_and_repaired_apart() {
+fn exit_codes_distinguish_clean_drift_stopped_and_repaired() {
     let site = clean_site();
     for (words, code) in [
         ("verify", 0),
@@ -169,11 +171,11 @@ fn exit_codes_tell_clean_drift_stopped_and_repaired_apart() {
         let ran = site.run(words).exits(code);
         assert!(!ran.out.is_empty() && ran.err.is_empty(), "{words}: {ran:?}");
     }
-    site.is_exact();
+    site.assert_exact();
 }
 
 #[test]
-fn drift_in_one_counter_is_no_drift_of_another() {
+fn verify_of_named_counters_ignores_drift_in_others() {
     let site = clean_site();
     site.sql(
         "UPDATE user_votes SET total = total + 1 WHERE key = (SELECT min(key) FROM user_votes)",
@@ -184,13 +186,13 @@ fn drift_in_one_counter_is_no_drift_of_another() {
     site.run("repair --counter setlist.votes").exits(0);
     assert_eq!(site.dump(), before);
     site.run("repair --counter user.votes").exits(0);
-    site.is_exact();
+    site.assert_exact();
 }
 
-/// A rollup's line is its difference from the base level as it is stored, whatever is wrong there;
-/// so a repair of it takes that in too.
+/// A verify compares a rollup with its base as stored, even if the base is wrong. So a repair of a
+/// rollup repairs its base and membership too.
 #[test]
-fn a_rollup_is_verified_and_repaired_with_all_that_it_sums() {
+fn verify_and_repair_of_a_rollup_include_the_counters_it_sums() {
     let site = clean_site();
     site.sql(
         "UPDATE show_votes SET total = total + 1
@@ -201,7 +203,7 @@ fn a_rollup_is_verified_and_repaired_with_all_that_it_sums() {
     assert_eq!(verify["counters"], expected(&site.open(), &family, 20, false));
     site.run("verify --counter setlist.votes --counter setlist.show --counter show.artist")
         .exits(0);
-    site.run("verify --counter artist.votes").exits(2); // which sums what is wrong now
+    site.run("verify --counter artist.votes").exits(2); // it sums what is wrong now
     let names = |report: &Value| -> Vec<String> {
         let counters = report["counters"].as_array().unwrap();
         counters.iter().map(|counter| counter["name"].as_str().unwrap().to_owned()).collect()
@@ -212,8 +214,8 @@ fn a_rollup_is_verified_and_repaired_with_all_that_it_sums() {
         (names(&repair), &repair["counters"]),
         (family.map(str::to_owned).to_vec(), &wanted)
     );
-    // What is above was right before, and not the sum of this; what was repaired here has climbed,
-    // and it still is not.
+    // artist.votes was right before, but is not the sum of show.votes as stored. The repair changed
+    // it by what it corrected below, so it still drifts.
     let left: Vec<&str> = drifts(&site.open())
         .into_iter()
         .filter(|(_, left)| !left.is_empty())
@@ -222,10 +224,10 @@ fn a_rollup_is_verified_and_repaired_with_all_that_it_sums() {
     assert_eq!(left, ["artist.votes"]);
     site.run("verify --counter artist.votes").exits(2);
     site.run("repair --counter artist.votes").exits(0);
-    site.is_exact();
+    site.assert_exact();
 
-    // Finer levels wrong, and the rollup what they sum: its own line has no drift, and the verify
-    // is not clean.
+    // The base is wrong, and the rollup is the sum of what the base stores. The rollup's own line
+    // has no drift, but the verify is not clean.
     let votes_off = "UPDATE setlist_votes SET total = total + 2 WHERE key IN
                      (SELECT key FROM setlist_votes JOIN setlist_show ON key_1 = key ORDER BY key LIMIT 3)";
     site.sql(votes_off);
@@ -239,17 +241,14 @@ fn a_rollup_is_verified_and_repaired_with_all_that_it_sums() {
     let wanted = expected(&site.open(), &family, 20, true);
     let repair = site.run("repair --json --counter show.votes").exits(0).json();
     assert_eq!(repair["counters"], wanted);
-    assert_eq!(
-        repair["counters"][2]["corrected"], 0,
-        "what was added to the base level has climbed"
-    );
+    assert_eq!(repair["counters"][2]["corrected"], 0, "repairing the base updated the rollup");
     let after = concert::non_zero(&stored(&site.open()));
     assert_eq!(
         (&after["show.votes"], &after["setlist.votes"]),
         (&rows["show.votes"], &rows["setlist.votes"])
     );
 
-    // The whole ladder.
+    // All levels.
     let site = broken_site();
     let ladder = ["artist.votes", "setlist.show", "setlist.votes", "show.artist", "show.votes"];
     let wanted = expected(&site.open(), &ladder, 20, true);
@@ -281,10 +280,7 @@ fn json_has_the_members_of_the_contract_and_no_others() {
         let counters = report["counters"].as_array().unwrap();
         let names: Vec<&str> =
             counters.iter().map(|counter| counter["name"].as_str().unwrap()).collect();
-        assert_eq!(
-            names, COUNTERS,
-            "{words}: every counter, in the order of names, reached or not"
-        );
+        assert_eq!(names, COUNTERS, "{words}: every counter, in name order, reached or not");
         for counter in counters {
             assert_eq!(
                 members(counter),
@@ -329,7 +325,7 @@ fn samples_are_the_first_20_in_key_order_or_as_many_as_asked() {
 }
 
 #[test]
-fn named_counters_are_all_that_is_looked_at_in_the_order_of_names() {
+fn only_named_counters_are_verified_and_repaired_in_name_order() {
     let site = broken_site();
     let words = "--json --counter user.votes --counter artist.shows --counter user.votes --counter setlist.score";
     let scope = ["artist.shows", "setlist.score", "user.votes"];
@@ -346,7 +342,7 @@ fn named_counters_are_all_that_is_looked_at_in_the_order_of_names() {
 }
 
 #[test]
-fn the_table_ends_with_its_token_where_the_run_was_stopped_and_only_there() {
+fn table_ends_with_a_token_only_if_the_run_stopped() {
     let site = broken_site();
     for command in ["verify", "repair"] {
         let ran = site.run(&format!("{command} --page 1 --max-pages 2")).exits(3);
@@ -375,7 +371,7 @@ fn a_run_that_ends_on_its_last_allowed_page_is_complete() {
             .iter()
             .map(|counter| counter["keys"].as_u64().unwrap());
         let least: u64 = keys.map(|keys| keys.div_ceil(page).max(1)).sum();
-        assert!(pages as u64 >= least, "{pages} pages of {page} for {whole}");
+        assert!(pages as u64 >= least, "{pages} pages of {page} keys for {whole}");
         let run =
             |most: usize| site.run(&format!("verify --json --page {page} --max-pages {most}"));
         let report = run(pages).exits(0).json();
@@ -406,14 +402,14 @@ fn resumed_runs_add_up_to_one_whole_run() {
                 let words = format!("{command} {scope} --page {page} --samples 3 --json");
                 let whole = whole.run(&words).json();
                 let first = pieces.run(&format!("{words} --max-pages {at_once}"));
-                let reports = to_the_end(&pieces, command, first, at_once);
+                let reports = run_to_the_end(&pieces, command, first, at_once);
                 assert_eq!(sum(&reports, |report| &report["pages"]), whole["pages"], "{words}");
                 for (at, counter) in whole["counters"].as_array().unwrap().iter().enumerate() {
                     for member in ["keys", "wrong", "missing", "orphan", "corrected"] {
                         let all = sum(&reports, |report| &report["counters"][at][member]);
                         assert_eq!(all, counter[member], "{words}: {member} of {counter}");
                     }
-                    // The token keeps the number of samples, for each run.
+                    // The token keeps the number of samples. It applies to each run.
                     for report in &reports {
                         let one = &report["counters"][at];
                         let listed = one["samples"].as_array().unwrap().len();
@@ -421,7 +417,7 @@ fn resumed_runs_add_up_to_one_whole_run() {
                     }
                 }
                 let few = reports.iter().rev().skip(1).all(|report| report["pages"] == at_once);
-                assert!(few, "{words}: a run that was stopped did not do its pages");
+                assert!(few, "{words}: a stopped run did fewer pages than its limit");
             }
         }
     }
@@ -436,10 +432,10 @@ fn a_token_may_be_used_twice_or_late() {
     let token = site.run("repair --page 7 --max-pages 1").exits(3).token();
     site.run(&format!("repair --resume {token}")).exits(0);
     site.run(&format!("repair --resume {token}")).exits(0);
-    // The key at which it stands may be gone, with all others.
+    // The key at which the token stands may be gone, with all others.
     site.sql("DELETE FROM artist_shows; DELETE FROM shows; DELETE FROM artist_upcoming_shows");
     site.run(&format!("repair --resume {token}")).exits(0);
-    site.is_exact();
+    site.assert_exact();
 }
 
 #[test]
@@ -454,7 +450,7 @@ fn tokens_that_are_corrupt_or_of_another_database_are_refused() {
                 format!("{}{other}{}", &token[..at], &token[at + 1..])
             })
             .collect();
-        corrupt.extend((1..4).map(|cutoff| token[..token.len() - cutoff].to_owned()));
+        corrupt.extend((1..4).map(|cut| token[..token.len() - cut].to_owned()));
         corrupt.extend([
             format!("{token}0"),
             format!("0{token}"),
@@ -475,19 +471,19 @@ fn tokens_that_are_corrupt_or_of_another_database_are_refused() {
             "another database",
             "site.db",
         ]);
-        // Stale: of a database that was made anew in the same place.
+        // A stale token: its database was made anew at the same path.
         let anew = site.copy();
         fs::remove_file(anew.path("site.db")).unwrap();
         anew.write("base.jsonl", &Writer::new(11, "c").lines(700));
         anew.run("replay base.jsonl").exits(0);
         anew.run(&format!("{command} --resume {token}")).fails(&["token", "another database"]);
-        // Of other counters.
+        // A token of a schema with other counters.
         let other = site.copy();
         other
             .sql("UPDATE keepcount_counters SET identity = identity + 1 WHERE name = 'user.votes'");
         other.run(&format!("{command} --resume {token}")).fails(&["token"]);
         let ran = site.copy().run(&format!("{command} --resume {token}"));
-        assert!(ran.code != Some(1), "a copy of the database takes its tokens: {ran:?}");
+        assert!(ran.code != Some(1), "a copy of the database accepts its tokens: {ran:?}");
     }
 }
 
@@ -557,7 +553,7 @@ fn totals_are_printed_in_key_order_escaped_and_without_zeros() {
     site.run("verify").exits(0);
 }
 
-/// Thousands of totals, among them pages of zeros.
+/// Thousands of totals, some pages of them all 0.
 const MANY: &str =
     "INSERT INTO user_votes WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 30000)
                     SELECT format('user %06d', n), n % 20000 - 10000 FROM n;
@@ -580,7 +576,7 @@ fn totals_of_many_pages_are_all_printed() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_ends_totals_quietly() {
+fn totals_exits_0_if_the_reader_closes_the_pipe() {
     let site = Site::with(&[]);
     site.sql(MANY);
     let mut child = site.spawn("totals user.votes");
@@ -597,7 +593,7 @@ fn a_reader_that_has_seen_enough_ends_totals_quietly() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn results_that_cannot_be_printed_are_an_error() {
+fn failed_write_to_stdout_is_an_error() {
     let site = clean_site();
     for words in ["totals user.votes", "verify", "verify --json"] {
         let args: Vec<&str> = words.split(' ').chain(["--db", "site.db"]).collect();
@@ -625,7 +621,7 @@ fn an_emptied_source_is_not_repaired_without_force() {
     let before = site.dump();
     assert!(
         !drifts(&site.open())["artist.shows"].is_empty(),
-        "something else to repair, which comes first"
+        "another counter to repair comes first"
     );
     for words in [
         "repair",
@@ -640,11 +636,11 @@ fn an_emptied_source_is_not_repaired_without_force() {
     site.run("repair --counter artist.shows").exits(0);
     let forced = site.copy();
     forced.run("repair --force").exits(0);
-    forced.is_exact();
-    // The token of a forced run is forced.
+    forced.assert_exact();
+    // The token of a forced run keeps the force.
     let token = site.run("repair --force --page 10 --max-pages 1").exits(3).token();
     site.run(&format!("repair --resume {token}")).exits(0);
-    site.is_exact();
+    site.assert_exact();
 }
 
 #[test]
@@ -663,19 +659,19 @@ fn a_source_emptied_between_two_runs_is_refused_by_the_second() {
 }
 
 #[test]
-fn a_few_totals_of_an_empty_source_are_repaired_as_ever() {
+fn few_totals_of_an_empty_source_are_repaired_without_force() {
     let site = Site::with(&[]);
     site.sql("INSERT INTO user_votes WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 99) SELECT n, n FROM n");
     site.run("repair").exits(0);
     assert!(stored(&site.open())["user.votes"].is_empty());
 }
 
-// Files that are none of its own.
+// Files that are not the example's own.
 
 const READERS: [&str; 4] = ["totals artist.shows", "verify", "repair", "repair --force --json"];
 
 #[test]
-fn only_replay_makes_a_file() {
+fn only_replay_creates_a_database_file() {
     let site = Site::new();
     for words in READERS {
         site.run(words).fails(&["site.db"]);
@@ -688,7 +684,7 @@ fn only_replay_makes_a_file() {
             assert_eq!(site.files(), [""; 0], "{words} {path}");
         }
     }
-    // Nor is one made for events that are not there.
+    // Nor does replay create one if the events file cannot be read.
     for events in ["absent.jsonl", "."] {
         site.run(&format!("replay {events}")).fails(&[events]);
         assert_eq!(site.files(), [""; 0]);
@@ -720,10 +716,9 @@ fn commands_leave_no_files_behind() {
         "verify --page 1 --max-pages 1",
     ] {
         site.run(words);
-        assert!(fs::read(site.path("site.db")).unwrap() == bytes, "{words} has written");
+        assert!(fs::read(site.path("site.db")).unwrap() == bytes, "{words} wrote to the file");
     }
-    // A verify notes which counters it has found clean, and when, in a table for that; it writes
-    // nothing else.
+    // A verify writes to one table only: it notes which counters were clean, and when.
     let before = site.dump();
     site.run("verify --json").exits(0);
     assert_eq!(site.dump(), before);
@@ -732,7 +727,7 @@ fn commands_leave_no_files_behind() {
 }
 
 #[test]
-fn a_file_that_is_no_database_is_refused_and_left_alone() {
+fn file_that_is_not_a_database_is_refused_and_not_changed() {
     let text = "This is a letter, and no database. ".repeat(200).into_bytes();
     let mut damaged = b"SQLite format 3\0".to_vec();
     damaged.extend(&text);
@@ -746,7 +741,7 @@ fn a_file_that_is_no_database_is_refused_and_left_alone() {
             site.run(words).fails(&["site.db"]);
             assert!(
                 fs::read(site.path("site.db")).unwrap() == bytes,
-                "{name}: {words} has written"
+                "{name}: {words} wrote to the file"
             );
             assert_eq!(site.files(), ["base.jsonl", "site.db"], "{name}: {words}");
         };
@@ -765,15 +760,15 @@ fn a_file_that_is_no_database_is_refused_and_left_alone() {
 }
 
 #[test]
-fn a_database_without_the_tables_is_named_and_left_alone() {
+fn database_without_the_tables_is_refused_and_not_changed() {
     let site = Site::new();
     site.sql("CREATE TABLE notes (text TEXT); INSERT INTO notes VALUES ('mine')");
     let bytes = fs::read(site.path("site.db")).unwrap();
     for words in READERS {
         site.run(words).fails(&["site.db", "keepcount_counters"]);
-        assert!(fs::read(site.path("site.db")).unwrap() == bytes, "{words} has written");
+        assert!(fs::read(site.path("site.db")).unwrap() == bytes, "{words} wrote to the file");
     }
-    // Tables of totals, and no rows.
+    // Tables of totals, but no table of rows.
     let site = clean_site();
     site.sql("DROP TABLE votes");
     for words in READERS {
@@ -816,14 +811,14 @@ fn tables_of_another_schema_are_refused() {
             site.run(words).fails(&["site.db", "user_votes"]);
             assert!(
                 fs::read(site.path("site.db")).unwrap() == bytes,
-                "{words} has written after {change}"
+                "{words} wrote to the file after {change}"
             );
         }
     }
 }
 
 #[test]
-fn a_foreign_table_of_the_same_name_is_refused_and_left_alone() {
+fn foreign_table_of_the_same_name_is_refused_and_not_changed() {
     for (table, ddl) in [
         ("votes", "CREATE TABLE votes (id INTEGER PRIMARY KEY)"),
         ("shows", "CREATE VIEW shows AS SELECT 1 AS id"),
@@ -851,31 +846,31 @@ fn a_foreign_table_of_the_same_name_is_refused_and_left_alone() {
             assert!(named || !replays, "{table} is not named: {ran:?}");
             assert!(
                 fs::read(site.path("site.db")).unwrap() == bytes,
-                "{words} has written beside {ddl}"
+                "{words} wrote to the file beside {ddl}"
             );
             assert_eq!(site.files(), ["base.jsonl", "site.db"]);
         }
     }
 }
 
-/// As root, who may write everything, the command runs as nobody.
+/// Root may write every file, so as root the command runs as the user nobody.
 #[cfg(unix)]
 #[test]
-fn a_file_that_may_not_be_written_is_read_and_not_repaired() {
+fn read_only_file_is_verified_and_not_repaired() {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
     use std::os::unix::process::CommandExt as _;
 
     let site = broken_site();
     let before = site.dump();
     site.write("more.jsonl", &lines(&[artist("more")]));
-    // A copy, because nobody may not enter every directory that the binary may lie in.
+    // A copy, because the user nobody cannot enter every directory that the binary may be in.
     let binary = site.path("concert");
     fs::copy(concert::binary(), &binary).unwrap();
     let mode = |path: &str, mode| {
         fs::set_permissions(site.path(path), fs::Permissions::from_mode(mode)).unwrap();
     };
     mode("site.db", 0o444);
-    mode("", 0o777); // files beside it may be made
+    mode("", 0o777); // files can be created beside it
     let is_root = fs::metadata(site.dir()).unwrap().uid() == 0;
     let run = |words: &str| {
         let mut command = std::process::Command::new(&binary);
@@ -894,16 +889,16 @@ fn a_file_that_may_not_be_written_is_read_and_not_repaired() {
     assert_eq!(site.dump(), before);
 }
 
-// Others at the same file.
+// Other connections to the same file.
 
 #[test]
-fn a_writer_that_holds_its_lock_stops_no_verify_and_is_named_by_a_replay() {
+fn held_write_lock_fails_a_replay_and_does_not_block_a_verify() {
     let site = broken_site();
     site.write("more.jsonl", &lines(&[artist("more")]));
     let before = site.dump();
     let held = site.open();
     held.execute_batch("BEGIN IMMEDIATE; UPDATE user_votes SET total = total + 1").unwrap();
-    // It reads what is committed.
+    // A verify reads what is committed.
     let verified = site.run("verify --json").exits(2).json();
     site.run("totals user.votes").exits(0);
     let started = now();
@@ -916,8 +911,8 @@ fn a_writer_that_holds_its_lock_stops_no_verify_and_is_named_by_a_replay() {
     site.run("replay more.jsonl").exits(0);
 }
 
-/// What the demonstration's tables say behind a line's label: without the first number, which is
-/// how often or how large, statements, rows read and rows written.
+/// The last three numbers of each line of the demonstration's tables that starts with `label`:
+/// statements, rows read, rows written. The first number, a count or a size, is left out.
 fn costs_of(ran: &Ran, label: &str) -> Vec<[u64; 3]> {
     let numbers = |line: &str| -> Vec<u64> {
         let words =
@@ -930,10 +925,10 @@ fn costs_of(ran: &Ran, label: &str) -> Vec<[u64; 3]> {
         .collect()
 }
 
-/// Neither day has the whole season's events in it; the replaced jobs grow with the rows, and
-/// keepcount with the events alone.
+/// The cost of the hooks depends on the events of a day alone. The cost of the replaced jobs grows
+/// with the rows. No day here has all events of the season.
 #[track_caller]
-fn a_day_costs_what_its_events_are(ran: &Ran) {
+fn assert_hook_cost_depends_on_events_alone(ran: &Ran) {
     let (jobs, hooks) = (costs_of(ran, "the replaced system"), costs_of(ran, "keepcount"));
     assert_eq!(
         (jobs.len(), hooks.len()),
@@ -959,7 +954,7 @@ fn a_day_costs_what_its_events_are(ran: &Ran) {
 }
 
 #[test]
-fn the_demonstration_needs_nothing_and_shows_everything() {
+fn demonstration_runs_without_arguments_and_shows_every_step() {
     let site = Site::new();
     let shows = |ran: &Ran, words: &[&str]| {
         for word in words {
@@ -981,17 +976,17 @@ fn the_demonstration_needs_nothing_and_shows_everything() {
     let files = site.files();
     assert_eq!(files.len(), 1, "{files:?}");
     shows(&ran, &[&files[0]]);
-    a_day_costs_what_its_events_are(&ran);
+    assert_hook_cost_depends_on_events_alone(&ran);
     fs::rename(site.path(&files[0]), site.path("site.db")).unwrap();
     let conn = site.open();
     let rows = |table: &str| concert::number(&conn, &format!("SELECT count(*) FROM {table}"));
-    // The size of the season, less what the demonstration has deleted itself.
+    // The size of the season, less what the demonstration deletes.
     assert_eq!(
         (rows("artists"), rows("shows"), rows("setlists"), rows("votes")),
         (1_000, 5_000, 1_998, 9_997)
     );
     drop(conn);
-    site.is_exact();
+    site.assert_exact();
 
     site.write("base.jsonl", &Writer::new(5, "d").lines(300));
     let ran = site.run_args(&["--events", "base.jsonl"]).exits(0);

@@ -1,5 +1,5 @@
-//! Nothing is counted twice and nothing is repaired wrongly when processes are killed at any
-//! moment, and when a writer and repairs work on one file at once.
+//! Processes that are killed at any moment count nothing twice and repair nothing wrongly. Nor do a
+//! writer and repairs that work on one file at once.
 #![cfg(unix)]
 
 use std::collections::BTreeMap;
@@ -16,34 +16,34 @@ use crate::support::concert::{
     drifts_of, dump, finish, non_zero, now, number, recount, stored, total_tables, votes,
 };
 
-/// How many rounds there are, where `KEEPCOUNT_CRASH_ROUNDS` does not say.
+/// The number of rounds: `KEEPCOUNT_CRASH_ROUNDS`, or 12.
 fn rounds() -> usize {
     std::env::var("KEEPCOUNT_CRASH_ROUNDS").map_or(12, |rounds| rounds.parse().unwrap())
 }
 
 const SIGKILL: i32 = 9;
 
-/// Kills a process after so long; true when it was still running.
+/// Kills a process after this time. Returns whether it was still running.
 fn kill_after(mut child: Child, time: Duration) -> bool {
     thread::sleep(time);
     child.kill().unwrap();
     let status = child.wait().unwrap();
     assert!(
         status.signal() == Some(SIGKILL) || status.code() == Some(0),
-        "it failed by itself: {status}"
+        "it failed before the kill: {status}"
     );
     status.signal() == Some(SIGKILL)
 }
 
-fn below(random: &mut Random, most: Duration) -> Duration {
+fn random_time_below(random: &mut Random, most: Duration) -> Duration {
     Duration::from_micros(random.below(usize::try_from(most.as_micros()).unwrap().max(1)) as u64)
 }
 
 #[test]
-fn replays_that_are_killed_at_random_go_on_and_count_nothing_twice() {
+fn killed_replays_resume_and_count_nothing_twice() {
     let mut writer = Writer::new(1842, "k");
     let events = writer.lines(5_000);
-    let takes = shortest(|| {
+    let takes = shortest_time(|| {
         let whole = Site::new();
         whole.write("events.jsonl", &events);
         whole.run("replay events.jsonl").exits(0);
@@ -56,11 +56,14 @@ fn replays_that_are_killed_at_random_go_on_and_count_nothing_twice() {
         site.write("events.jsonl", &events);
         let wanted = 1 + random.below(3);
         let (mut kills, mut tries) = (0, 0);
-        // Kills before the first commit and after the last are not counted, though they are
-        // checked.
+        // Kills before the first commit and after the last are checked, but do not count towards
+        // `wanted`.
         while kills < wanted && tries < 50 {
             tries += 1;
-            let killed = kill_after(site.spawn("replay events.jsonl"), below(&mut random, takes));
+            let killed = kill_after(
+                site.spawn("replay events.jsonl"),
+                random_time_below(&mut random, takes),
+            );
             hit += usize::from(killed);
             missed += usize::from(!killed);
             let is_inside = check_prefix(&site, &events);
@@ -73,8 +76,8 @@ fn replays_that_are_killed_at_random_go_on_and_count_nothing_twice() {
         assert!(kills > 0, "no kill hit a replay between its commits in {tries} tries");
         inside += kills;
         site.run("replay events.jsonl").exits(0);
-        writer.model.is_in(&site.open());
-        site.is_exact();
+        writer.model.assert_in(&site.open());
+        site.assert_exact();
     }
     println!(
         "replay (whole: {takes:.0?}): {hit} kills hit in {rounds} rounds, {inside} of them between commits; {missed} too late",
@@ -82,8 +85,8 @@ fn replays_that_are_killed_at_random_go_on_and_count_nothing_twice() {
     );
 }
 
-/// How long this takes where nothing else is in the way.
-fn shortest(mut run: impl FnMut()) -> Duration {
+/// The shortest of three runs: the time without interference.
+fn shortest_time(mut run: impl FnMut()) -> Duration {
     let times = (0..3).map(|_| {
         let started = now();
         run();
@@ -92,22 +95,22 @@ fn shortest(mut run: impl FnMut()) -> Duration {
     times.min().unwrap()
 }
 
-/// What is in the file after a kill is what the events up to its position make of it, no more and
-/// no less. True when that is a part of the events.
+/// Fails unless the file has exactly the rows and totals of the events up to its offset. Returns
+/// whether these are some of the events, but not all.
 fn check_prefix(site: &Site, events: &[String]) -> bool {
     let conn = site.open();
-    // It may have been killed before there were tables.
+    // It may have been killed before it created the tables.
     if number(&conn, "SELECT count(*) FROM sqlite_schema WHERE name = 'keepcount_offsets'") == 0 {
         return false;
     }
     let applied = number(&conn, "SELECT coalesce(max(last), 0) FROM keepcount_offsets");
-    Model::of(&events[..applied]).is_in(&conn);
+    Model::of(&events[..applied]).assert_in(&conn);
     (1..events.len()).contains(&applied)
 }
 
-/// Thousands of totals that are wrong, missing or orphans, in every kind of counter: of rows, of
+/// Makes thousands of totals wrong, missing or orphans, in every kind of counter: of rows, of
 /// memberships, of rollups.
-fn break_much(conn: &Connection) {
+fn break_many_totals(conn: &Connection) {
     conn.execute_batch(
         "UPDATE setlist_votes SET total = total + 3;
          UPDATE setlist_score SET total = total - 5 WHERE rowid_of(key) % 3 = 0;
@@ -129,7 +132,7 @@ fn break_much(conn: &Connection) {
          UPDATE artist_shows_ahead SET total = total - 1 WHERE rowid_of(key_1) % 6 = 0;
          DELETE FROM show_upcoming WHERE rowid_of(key_2) % 5 = 0;
          UPDATE artist_fame SET total = 7;"
-            // A number that depends on the key alone.
+            // Replaces the placeholders by a number that depends on the key alone.
             .replace("rowid_of(key)", &rowid_of("key"))
             .replace("rowid_of(key_1)", &rowid_of("key_1"))
             .replace("rowid_of(key_2)", &rowid_of("key_2"))
@@ -142,7 +145,7 @@ fn rowid_of(key: &str) -> String {
     format!("(length({key}) + unicode(substr({key}, -1)) + unicode(substr({key}, -2)))")
 }
 
-/// Rows and totals, right: shows, their setlists, and votes over them.
+/// A site with correct totals: shows, their setlists, and votes for them.
 fn voted_site() -> Site {
     let mut events = Vec::new();
     for at in 0..40 {
@@ -161,16 +164,16 @@ fn voted_site() -> Site {
     Site::with(&events)
 }
 
-/// Truth minus stored of every key that differs; the truth of a rollup is the sum of the base level
-/// as it is stored. So no hooked write changes it, and no repair of another key either, whose climb
-/// changes a rollup as it changes its truth.
-type Lacks = BTreeMap<(&'static str, Key), i64>;
+/// True minus stored, of every key that differs. The true total of a rollup is the sum of its base
+/// as stored. So no hooked write changes a deficit, and no repair of another key does: a repair
+/// changes a rollup by as much as it changes the rollup's true total.
+type Deficits = BTreeMap<(&'static str, Key), i64>;
 
-fn lacks(conn: &Connection) -> Lacks {
-    lacks_of(&recount(conn), &stored(conn))
+fn deficits(conn: &Connection) -> Deficits {
+    deficits_of(&recount(conn), &stored(conn))
 }
 
-fn lacks_of(rows: &Totals, stored: &Totals) -> Lacks {
+fn deficits_of(rows: &Totals, stored: &Totals) -> Deficits {
     let drifts = drifts_of(rows, stored).into_iter();
     drifts
         .flat_map(|(counter, drifts)| {
@@ -182,12 +185,12 @@ fn lacks_of(rows: &Totals, stored: &Totals) -> Lacks {
 }
 
 #[test]
-fn repairs_that_are_killed_at_random_leave_each_total_as_it_was_or_right() {
+fn killed_repairs_leave_each_total_unchanged_or_correct() {
     let broken = voted_site();
     let rows_before = rows(&broken.open());
-    break_much(&broken.open());
-    let planted = lacks(&broken.open());
-    let takes = shortest(|| {
+    break_many_totals(&broken.open());
+    let planted = deficits(&broken.open());
+    let takes = shortest_time(|| {
         let report = broken.copy().run("repair --json").exits(0).json();
         assert_eq!(corrected(&report), planted.len());
     });
@@ -202,31 +205,35 @@ fn repairs_that_are_killed_at_random_leave_each_total_as_it_was_or_right() {
         let (mut kills, mut tries) = (0, 0);
         while kills < wanted && tries < 20 {
             tries += 1;
-            let time = below(&mut random, takes / u32::try_from(tries).unwrap());
+            let time = random_time_below(&mut random, takes / u32::try_from(tries).unwrap());
             if !kill_after(site.spawn(&format!("repair {page}")), time) {
                 missed += 1;
-                if lacks(&site.open()).is_empty() {
-                    site.sql(&restore(&broken));
+                if deficits(&site.open()).is_empty() {
+                    site.sql(&restore_sql(&broken));
                 }
                 continue;
             }
             kills += 1;
-            let left = lacks(&site.open());
-            for (key, lack) in &left {
-                assert_eq!(planted.get(key), Some(lack), "{key:?} was repaired by half, or broken");
+            let left = deficits(&site.open());
+            for (key, deficit) in &left {
+                assert_eq!(
+                    planted.get(key),
+                    Some(deficit),
+                    "{key:?} was repaired in part, or broken"
+                );
             }
             inside += usize::from(!left.is_empty() && left.len() < planted.len());
         }
         assert!(kills > 0, "no kill hit a running repair in {tries} tries");
         hit += kills;
-        let left = lacks(&site.open()).len();
+        let left = deficits(&site.open()).len();
         assert_eq!(
             corrected(&site.run("repair --json").exits(0).json()),
             left,
-            "what is left, and nothing else"
+            "the last repair corrects exactly what is left"
         );
-        assert_eq!(rows(&site.open()), rows_before, "a repair has written rows");
-        site.is_exact();
+        assert_eq!(rows(&site.open()), rows_before, "a repair wrote rows");
+        site.assert_exact();
     }
     println!(
         "repair of {} totals (whole: {takes:.0?}): {hit} kills hit in {} rounds, {inside} of them between repairs; {missed} too late",
@@ -236,8 +243,8 @@ fn repairs_that_are_killed_at_random_leave_each_total_as_it_was_or_right() {
     assert!(inside > 0, "no kill came between the first repair and the last");
 }
 
-/// Statements that bring the totals of another site back.
-fn restore(broken: &Site) -> String {
+/// Statements that restore the totals of the broken site.
+fn restore_sql(broken: &Site) -> String {
     let tables = total_tables().chain(LEADERBOARD_TABLES.map(str::to_owned));
     let copies = tables.map(|table| {
         format!("DELETE FROM {table}; INSERT INTO {table} SELECT * FROM broken.{table};")
@@ -260,29 +267,29 @@ fn corrected(report: &serde_json::Value) -> usize {
     counters.map(|counter| usize::try_from(counter["corrected"].as_u64().unwrap()).unwrap()).sum()
 }
 
-// A writer and repairs at once.
+// A writer and repairs at the same time.
 
 #[test]
-fn a_repair_over_and_over_repairs_nothing_wrongly_while_a_writer_replays() {
+fn repeated_repairs_during_a_replay_correct_each_drift_once() {
     let repairs: usize = (0..4).map(|seed| write_and_repair(seed, 1, false).runs).sum();
-    // A writer that hardly ever lets go of the lock may keep one round's repair waiting to its end,
-    // but not every round's.
-    assert!(repairs > 1, "the writer was too quick: {repairs} repairs");
+    // The writer rarely releases the lock. In one round the repair may wait until the writer ends,
+    // but not in every round.
+    assert!(repairs > 1, "the writer ended too early: {repairs} repairs");
 }
 
 #[test]
-fn two_repairs_at_once_repair_each_total_once_while_a_writer_replays() {
+fn two_concurrent_repairs_during_a_replay_correct_each_drift_once() {
     let repairs: usize = (10..12).map(|seed| write_and_repair(seed, 2, false).runs).sum();
-    assert!(repairs > 0, "the writer was too quick: {repairs} repairs");
+    assert!(repairs > 0, "the writer ended too early: {repairs} repairs");
 }
 
 #[test]
-fn repairs_that_are_killed_while_a_writer_replays_repair_nothing_wrongly() {
-    // Whether a kill hits a repair at work is up to the machine: over all rounds some do.
-    let rounds: Vec<Beside> = (20..23).map(|seed| write_and_repair(seed, 2, true)).collect();
+fn killed_repairs_during_a_replay_corrupt_no_total() {
+    // Whether a kill hits a repair at work depends on the machine. Over all rounds some do.
+    let rounds: Vec<RepairCounts> = (20..23).map(|seed| write_and_repair(seed, 2, true)).collect();
     assert!(rounds.iter().any(|round| round.kills > 0), "no repair was killed at work");
     let repairs: usize = rounds.iter().map(|round| round.runs + round.kills).sum();
-    assert!(repairs > 2, "the writer was too quick: {repairs} repairs");
+    assert!(repairs > 2, "the writer ended too early: {repairs} repairs");
 }
 
 struct SetOnDrop<'a>(&'a AtomicBool);
@@ -293,13 +300,13 @@ impl Drop for SetOnDrop<'_> {
     }
 }
 
-/// How many repairs there were beside a writer, whole and killed.
-struct Beside {
+/// How many repairs ran beside a writer: to their end, and until they were killed.
+struct RepairCounts {
     runs: usize,
     kills: usize,
 }
 
-/// What one repairer did.
+/// What one thread of repairs did.
 #[derive(Default)]
 struct Repaired {
     runs: usize,
@@ -307,15 +314,15 @@ struct Repaired {
     corrected: usize,
 }
 
-/// A writer replays thousands of votes in one process. Others repair without pause until it has
-/// ended. All the while, the test breaks totals by known amounts, each key once: then at any moment
-/// what a key lacks is that amount or nothing, whatever is written, and every one of them is
-/// repaired exactly once. A repair that is wrong by one would show in the middle and at the end.
-fn write_and_repair(seed: u64, repairers: usize, kill: bool) -> Beside {
+/// One process replays thousands of votes. Others repair without pause until it has ended.
+/// Meanwhile the test breaks totals by known amounts, each key at most once. So at any moment,
+/// whatever is written, a key's deficit is that amount or 0, and each is repaired exactly once. A
+/// repair that is wrong by 1 shows in the checks during the replay and at the end.
+fn write_and_repair(seed: u64, repairers: usize, kill: bool) -> RepairCounts {
     let site = voted_site();
     let setlists: Vec<String> = (0..400).map(|at| format!("se{at}")).collect();
     let mut events = votes(100 + seed, &setlists, 30_000);
-    // Shows come and go and move in between.
+    // Shows are inserted, deleted and moved in between.
     let mut others = Writer::new(seed, "w").lines(2_000).into_iter();
     events = events.into_iter().flat_map(|event| [Some(event), others.next()]).flatten().collect();
     site.write("more.jsonl", &events);
@@ -325,16 +332,17 @@ fn write_and_repair(seed: u64, repairers: usize, kill: bool) -> Beside {
     };
     model.apply_lines(&events);
 
-    break_much(&site.open());
-    let mut planted = lacks(&site.open());
+    break_many_totals(&site.open());
+    let mut planted = deficits(&site.open());
     let mut random = Random(seed);
-    let (mut looks, mut seen_drift) = (0, 0);
+    let (mut checks, mut seen_drift) = (0, 0);
 
     let writer = site.spawn("replay more.jsonl");
     let until = now() + LONGEST;
     let done = AtomicBool::new(false);
     let repaired: Vec<Repaired> = thread::scope(|scope| {
-        // Also when an assertion fails: the scope waits for the repairers.
+        // Sets the flag even if an assertion fails, because the scope waits for the repairing
+        // threads.
         let ended = SetOnDrop(&done);
         let repairers: Vec<_> = (0..repairers)
             .map(|at| {
@@ -346,18 +354,18 @@ fn write_and_repair(seed: u64, repairers: usize, kill: bool) -> Beside {
         let conn = site.open();
         while !writer.is_finished() && now() < until {
             let snapshot = conn.unchecked_transaction().unwrap();
-            let found = lacks(&snapshot);
+            let found = deficits(&snapshot);
             drop(snapshot);
-            for (key, lack) in &found {
+            for (key, deficit) in &found {
                 assert_eq!(
                     planted.get(key),
-                    Some(lack),
-                    "seed {seed}: {key:?} lacks what nobody took"
+                    Some(deficit),
+                    "seed {seed}: {key:?} has a deficit that was not planted"
                 );
             }
-            looks += 1;
+            checks += 1;
             seen_drift += found.len();
-            plant(&site, &mut random, &mut planted);
+            plant_drift(&site, &mut random, &mut planted);
         }
         let ran = writer.join().unwrap();
         println!("seed {seed}: {}", ran.out.trim());
@@ -365,10 +373,10 @@ fn write_and_repair(seed: u64, repairers: usize, kill: bool) -> Beside {
         repairers.into_iter().map(|repairer| repairer.join().unwrap()).collect()
     });
 
-    // What the last repairs have not reached is still what was planted.
-    let left = lacks(&site.open());
-    for (key, lack) in &left {
-        assert_eq!(planted.get(key), Some(lack), "seed {seed}: {key:?}");
+    // What the last repairs did not reach is still as planted.
+    let left = deficits(&site.open());
+    for (key, deficit) in &left {
+        assert_eq!(planted.get(key), Some(deficit), "seed {seed}: {key:?}");
     }
     let last = corrected(&site.run("repair --json").exits(0).json());
     assert_eq!(last, left.len());
@@ -376,32 +384,34 @@ fn write_and_repair(seed: u64, repairers: usize, kill: bool) -> Beside {
     let (runs, kills, repaired) =
         (sum(|one| one.runs), sum(|one| one.kills), sum(|one| one.corrected) + last);
     println!(
-        "seed {seed}: {runs} repairs and {kills} kills beside the writer, {looks} looks at {seen_drift} lacking totals; \
+        "seed {seed}: {runs} repairs and {kills} kills beside the writer, {checks} checks of {seen_drift} deficits; \
          {} planted, {repaired} reported as repaired",
         planted.len()
     );
     if kill {
-        // A repair that is killed does not tell what it has repaired.
+        // A killed repair does not report what it has repaired.
         assert!(repaired <= planted.len(), "seed {seed}: a total was repaired twice");
     } else {
         assert_eq!(repaired, planted.len(), "seed {seed}: each total is repaired once");
     }
-    assert!(looks > 0);
-    model.is_in(&site.open());
-    site.is_exact();
-    Beside { runs, kills }
+    assert!(checks > 0);
+    model.assert_in(&site.open());
+    site.assert_exact();
+    RepairCounts { runs, kills }
 }
 
 fn repair_until(site: &Site, done: &AtomicBool, seed: u64, kill: bool) -> Repaired {
     let mut random = Random(seed);
     let mut all = Repaired::default();
     while !done.load(Ordering::SeqCst) {
-        // Pages of all sizes, so that rows change between a measure and its repair.
+        // Pages of all sizes, so that rows change between a comparison and its repair.
         let page = *random.pick_skewed(&["", "--page 50", "--page 7"]);
         let repair = site.spawn(&format!("repair --json {page}"));
         if kill && random.one_in(2) {
-            all.kills +=
-                usize::from(kill_after(repair, below(&mut random, Duration::from_millis(150))));
+            all.kills += usize::from(kill_after(
+                repair,
+                random_time_below(&mut random, Duration::from_millis(150)),
+            ));
         } else {
             all.corrected += corrected(&finish(repair, LONGEST).exits(0).json());
             all.runs += 1;
@@ -410,8 +420,8 @@ fn repair_until(site: &Site, done: &AtomicBool, seed: u64, kill: bool) -> Repair
     all
 }
 
-/// What is broken while a writer is at work: counters of rows, base levels, memberships, rollups in
-/// the middle and at the top.
+/// The counters that are broken during the replay: counters of rows, bases, memberships, rollups of
+/// the middle and the top level.
 const PLANTED: [&str; 9] = [
     "setlist.votes",
     "setlist.score",
@@ -424,13 +434,13 @@ const PLANTED: [&str; 9] = [
     "artist.trend_7d",
 ];
 
-/// Breaks some totals that were not broken before, under the write lock, so that what they lack is
-/// known; and what the rollups above them lack then, which were not broken before either.
-fn plant(site: &Site, random: &mut Random, planted: &mut Lacks) {
+/// Breaks some totals that were not broken before. It holds the write lock, so that their deficits
+/// are known, and also those that the rollups above get from it, none of which were broken before.
+fn plant_drift(site: &Site, random: &mut Random, planted: &mut Deficits) {
     let mut conn = site.open();
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
     let (rows, mut totals) = (recount(&tx), stored(&tx));
-    let mut before = lacks_of(&rows, &totals);
+    let mut before = deficits_of(&rows, &totals);
     for _ in 0..6 {
         let counter = PLANTED[random.below(PLANTED.len())];
         let fresh: Vec<Key> = non_zero(&totals)[counter]
@@ -453,14 +463,14 @@ fn plant(site: &Site, random: &mut Random, planted: &mut Lacks) {
             *broken.get_mut(counter).unwrap().get_mut(key).unwrap() += 9;
             "UPDATE"
         };
-        let after = lacks_of(&rows, &broken);
-        let changed: Lacks = after
+        let after = deficits_of(&rows, &broken);
+        let changed: Deficits = after
             .iter()
-            .filter(|(key, lack)| before.get(*key) != Some(*lack))
-            .map(|(key, lack)| (key.clone(), *lack))
+            .filter(|(key, deficit)| before.get(*key) != Some(*deficit))
+            .map(|(key, deficit)| (key.clone(), *deficit))
             .collect();
-        // Each key is broken once: also what is above a membership, which is one key for each
-        // epoch.
+        // Each key is broken at most once. A broken membership changes one key of each rollup for
+        // each epoch.
         if before.keys().any(|key| !after.contains_key(key))
             || changed.keys().any(|key| planted.contains_key(key))
         {
@@ -493,7 +503,7 @@ fn plant(site: &Site, random: &mut Random, planted: &mut Lacks) {
     tx.commit().unwrap();
 }
 
-/// Which totals sum this one, one level up: the truth of those changes with it.
+/// The totals one level up that sum this one: their true totals change with it.
 fn parents(counter: &str, key: &Key, totals: &Totals) -> Vec<(&'static str, Key)> {
     let above = ROLLUPS.iter().filter(|(_, base, _)| *base == counter);
     above

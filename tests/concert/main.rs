@@ -1,4 +1,4 @@
-//! The example, run as its users run it: processes of its binary.
+//! The concert example, run as its users run it: as processes of its binary.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod cli;

@@ -1,7 +1,7 @@
-//! Verify and repair need little memory however much there is: over 2 million votes with their
-//! rollups and trends, and over 300,000 orphan totals where there are no rows, their peak stays
-//! within 30 MB above that of a process that has hardly anything to do.
-#![cfg(target_os = "linux")] // where a process's peak can be read
+//! Verify and repair use a bounded amount of memory. Over 2 million votes with their rollups and
+//! trends, and over 300,000 orphan totals without rows, the peak of the process stays within 30 MB
+//! above that of a process that does almost nothing.
+#![cfg(target_os = "linux")] // its /proc has the peak memory of a process
 
 use std::fs;
 use std::process::{Child, Command};
@@ -15,21 +15,21 @@ use serde_json::Value;
 use crate::support::concert::{Ran, Site, binary, finish, now, number, start};
 
 const MOST_ABOVE_IDLE: u64 = 30_000_000;
-/// Three times two million rows are read one by one, in a test's profile.
+/// Two million rows are read three times, in the profile of the tests.
 const LONGEST: Duration = Duration::from_secs(15 * 60);
 const VOTES: usize = 2_000_000;
 const ORPHANS: usize = 300_000;
 
-/// The peak of a process's resident memory in bytes, none when it is over.
-fn peak(child: &Child) -> Option<u64> {
+/// The peak of a process's resident memory in bytes. None if the process has ended.
+fn peak_memory(child: &Child) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kilobytes: u64 = line.trim().strip_suffix(" kB")?.parse().unwrap();
     Some(kilobytes * 1_024)
 }
 
-/// Runs a command to its end and says its peak: the last that was read before it ended, at most a
-/// millisecond earlier.
+/// Runs a command to its end. Returns its peak memory as last read, at most a millisecond before
+/// the end.
 fn run(site: &Site, words: &str) -> (Ran, u64) {
     let mut command = Command::new(binary());
     command.args(words.split(' ')).args(["--db", "site.db"]).current_dir(site.dir());
@@ -37,8 +37,8 @@ fn run(site: &Site, words: &str) -> (Ran, u64) {
     let mut child = start(&mut command);
     let mut most = 0;
     while child.try_wait().unwrap().is_none() {
-        assert!(started.elapsed() < LONGEST, "{words} comes to no end");
-        most = most.max(peak(&child).unwrap_or(0));
+        assert!(started.elapsed() < LONGEST, "{words} does not end");
+        most = most.max(peak_memory(&child).unwrap_or(0));
         thread::sleep(Duration::from_micros(if started.elapsed().as_millis() < 50 {
             20
         } else {
@@ -55,17 +55,17 @@ fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }
 
-/// Of several, because so short a process may end between two looks at it. What is missed makes the
-/// test stricter.
-fn idle(site: &Site) -> u64 {
+/// The highest of several peaks, because so short a process may end between two reads. A missed
+/// peak makes the test stricter.
+fn idle_peak(site: &Site) -> u64 {
     let peaks = (0..100)
         .map(|_| run(site, "totals artist.shows"))
         .map(|(ran, peak)| (ran.exits(0), peak).1);
-    peaks.filter(|peak| *peak > 0).take(5).max().expect("an idle process's memory could be read")
+    peaks.filter(|peak| *peak > 0).take(5).max().expect("the memory of an idle process can be read")
 }
 
 #[track_caller]
-fn stays_small(site: &Site, words: &str, idle: u64, code: i32) -> Value {
+fn assert_small_peak(site: &Site, words: &str, idle: u64, code: i32) -> Value {
     let (ran, peak) = run(site, words);
     assert!(peak > idle / 2, "{words} ended before its memory could be read");
     let above = peak.saturating_sub(idle);
@@ -78,23 +78,23 @@ fn counter<'a>(report: &'a Value, name: &str) -> &'a Value {
     report["counters"].as_array().unwrap().iter().find(|counter| counter["name"] == name).unwrap()
 }
 
-fn orphans(table: &str, key: &str) -> String {
+fn orphans_sql(table: &str, key: &str) -> String {
     format!(
         "INSERT INTO {table} WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {ORPHANS})
          SELECT format('{key}', n), 1 + n % 9 FROM n;"
     )
 }
 
-/// Makes a great many rows in a few seconds; the file is not to outlive a crash.
+/// Inserts millions of rows in a few seconds. The file need not survive a crash.
 const FAST: &str = "PRAGMA journal_mode = OFF; PRAGMA locking_mode = EXCLUSIVE; PRAGMA cache_size = -200000; \
                     PRAGMA temp_store = MEMORY; BEGIN;";
 
 /// The first second of 2025.
 const SINCE: i64 = 1_735_689_600;
 
-/// Decayed votes of setlists, shows and artists: SQL knows no powers of two, and is told the
-/// weights.
-fn trends(conn: &Connection) {
+/// Inserts the decayed votes of setlists, shows and artists. SQL has no powers of two, so the
+/// weights come from a table.
+fn insert_trends(conn: &Connection) {
     for (name, half_life) in
         [("6h", HalfLife::hours(6)), ("1d", HalfLife::days(1)), ("7d", HalfLife::days(7))]
     {
@@ -121,12 +121,12 @@ fn trends(conn: &Connection) {
 }
 
 #[test]
-fn two_million_votes_are_verified_in_little_memory() {
+fn verify_of_two_million_votes_stays_within_30_mb() {
     let site = Site::with(&[]);
-    let idle = idle(&site);
+    let idle = idle_peak(&site);
     let started = now();
-    // One setlist has a quarter of all votes, and its show a third of all setlists; the others, and
-    // the users, are many. Votes were given in four seconds, each of another day.
+    // One setlist has a quarter of all votes, and one show a third of all setlists. The other
+    // setlists and the users are many. All votes are at four moments, each on another day.
     let votes = format!(
         "{FAST}
          CREATE TEMP TABLE indices AS SELECT name, sql FROM sqlite_schema WHERE tbl_name = 'votes' AND sql IS NOT NULL AND type = 'index';
@@ -164,7 +164,7 @@ fn two_million_votes_are_verified_in_little_memory() {
          INSERT INTO artist_votes SELECT key_2, sum(v.total) FROM show_artist JOIN show_votes AS v ON v.key = key_1 GROUP BY 1;",
     )
     .unwrap();
-    trends(&conn);
+    insert_trends(&conn);
     conn.execute_batch("COMMIT").unwrap();
     assert_eq!(number(&conn, "SELECT count(*) FROM votes"), VOTES);
     let setlists = number(&conn, "SELECT count(DISTINCT setlist_id) FROM votes");
@@ -177,48 +177,56 @@ fn two_million_votes_are_verified_in_little_memory() {
     conn.execute_batch("PRAGMA journal_mode = WAL").unwrap();
     drop(conn);
 
-    let report = stays_small(&site, "verify --json", idle, 0);
+    let report = assert_small_peak(&site, "verify --json", idle, 0);
     assert_eq!(counter(&report, "setlist.votes")["keys"], setlists);
     assert_eq!(counter(&report, "user.votes")["keys"], 400_000);
     assert_eq!(counter(&report, "show.votes")["keys"], shows);
     assert_eq!(counter(&report, "artist.trend_1d")["keys"], artist_days);
     assert!(counter(&report, "setlist.trend_6h")["keys"].as_u64().unwrap() > 40_000);
-    // The largest page that may be asked for is large; it is still one page.
-    let report = stays_small(&site, "verify --json --page 100000", idle, 0);
+    // The largest page size that is accepted.
+    let report = assert_small_peak(&site, "verify --json --page 100000", idle, 0);
     assert_eq!(counter(&report, "user.votes")["keys"], 400_000);
 
-    // Orphans in the midst of the range of rows, where no rows are.
+    // Orphans between the keys of rows.
     site.sql(&format!(
         "{FAST} {} COMMIT; PRAGMA journal_mode = WAL",
-        orphans("user_votes", "us1200000 %06d")
+        orphans_sql("user_votes", "us1200000 %06d")
     ));
-    let report =
-        stays_small(&site, "verify --json --counter user.votes --counter show.votes", idle, 2);
+    let report = assert_small_peak(
+        &site,
+        "verify --json --counter user.votes --counter show.votes",
+        idle,
+        2,
+    );
     assert_eq!(counter(&report, "user.votes")["orphan"], ORPHANS);
     assert_eq!(counter(&report, "user.votes")["keys"], 400_000 + ORPHANS);
-    // And of a rollup: totals of shows that are not there.
+    // Orphans of a rollup: totals of shows that do not exist.
     site.sql(&format!(
         "{FAST} {} COMMIT; PRAGMA journal_mode = WAL",
-        orphans("show_votes", "sh2 %06d")
+        orphans_sql("show_votes", "sh2 %06d")
     ));
-    let report =
-        stays_small(&site, "verify --json --counter show.votes --counter artist.votes", idle, 2);
+    let report = assert_small_peak(
+        &site,
+        "verify --json --counter show.votes --counter artist.votes",
+        idle,
+        2,
+    );
     assert_eq!(counter(&report, "show.votes")["orphan"], ORPHANS);
-    assert_eq!(counter(&report, "artist.votes")["wrong"], 0, "no membership leads to them");
+    assert_eq!(counter(&report, "artist.votes")["wrong"], 0, "no membership refers to them");
 }
 
 #[test]
-fn orphans_without_any_rows_are_verified_and_repaired_in_little_memory() {
+fn verify_and_repair_of_orphans_stay_within_30_mb() {
     let site = Site::with(&[]);
-    let idle = idle(&site);
+    let idle = idle_peak(&site);
     site.sql(&format!(
         "{FAST} {} COMMIT; PRAGMA journal_mode = WAL",
-        orphans("user_votes", "user %06d")
+        orphans_sql("user_votes", "user %06d")
     ));
-    let report = stays_small(&site, "verify --json", idle, 2);
+    let report = assert_small_peak(&site, "verify --json", idle, 2);
     assert_eq!(counter(&report, "user.votes")["orphan"], ORPHANS);
     site.run("repair").fails(&["user.votes"]);
-    let report = stays_small(&site, "repair --force --json", idle, 0);
+    let report = assert_small_peak(&site, "repair --force --json", idle, 0);
     assert_eq!(counter(&report, "user.votes")["corrected"], ORPHANS);
     assert_eq!(number(&site.open(), "SELECT count(*) FROM user_votes"), 0);
     site.run("verify").exits(0);

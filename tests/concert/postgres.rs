@@ -1,5 +1,5 @@
-//! The concert example on PostgreSQL: each command says there, byte for byte, what it says on
-//! SQLite; replays at once, killed, and cut off from their server count each event once.
+//! The concert example on PostgreSQL. Each command prints, byte for byte, what it prints on SQLite.
+//! Replays that are concurrent, killed or disconnected from their server count each event once.
 #![cfg(unix)]
 
 use std::process::{Child, Command};
@@ -11,12 +11,12 @@ use tokio::runtime::Runtime;
 use tokio_postgres::{Client, Config};
 
 use crate::support::concert::{
-    COUNTERS, LONGEST, Ran, Random, SABOTAGE, Site, Writer, artist, but, delete, finish, history,
-    lines, setlist, show, start, update, vote, votes,
+    COUNTERS, LONGEST, Ran, Random, SABOTAGE, Site, Writer, artist, delete, finish, history, lines,
+    setlist, show, start, update, vote, votes, with_member,
 };
 use crate::support::postgres::{DURABLE, Server, connect, shared, wait_until};
 
-/// An empty database on a server, and the folder that commands run in.
+/// An empty database on a server, and the directory that commands run in.
 struct Remote {
     site: Site,
     config: Config,
@@ -54,14 +54,14 @@ impl Remote {
         start(&mut self.command(words))
     }
 
-    /// The database as messages name it: without its password.
-    fn shown(&self) -> String {
+    /// The database's URL as messages show it: without the password.
+    fn shown_url(&self) -> String {
         let (scheme, rest) = self.url.split_once("://").unwrap();
         let (user, place) = rest.split_once('@').unwrap();
         format!("{scheme}://{}@{place}", user.split(':').next().unwrap())
     }
 
-    /// A client that does what it likes: neither hooks nor foreign keys.
+    /// A client without hooks and with foreign keys off.
     fn client(&self) -> Client {
         self.runtime.block_on(async {
             let client = connect(&self.config).await;
@@ -91,36 +91,37 @@ impl Remote {
         ))
     }
 
-    /// Fails unless a verify, and a site on SQLite with the same events, agree.
+    /// Fails unless a verify is clean, and all output equals that of a site on SQLite with the same
+    /// events.
     #[track_caller]
-    fn is_exactly(&self, files: &Site) {
+    fn assert_same_as(&self, files: &Site) {
         self.run("verify --json").exits(0);
-        files.is_exact();
+        files.assert_exact();
         for words in lists().chain(totals()) {
-            self.says_what(files, &words);
+            self.assert_same_output(files, &words);
         }
     }
 
-    /// Fails unless a command says, and exits, as on SQLite.
+    /// Fails unless a command prints, and exits with, the same as on SQLite.
     #[track_caller]
-    fn says_what(&self, files: &Site, words: &str) {
+    fn assert_same_output(&self, files: &Site, words: &str) {
         let (here, there) = (self.run(words), files.run(words));
         assert_eq!(here.code, there.code, "{words}: {here:?}, {there:?}");
-        assert_eq!(here.out.replace(&self.shown(), "site.db"), there.out, "{words}");
-        assert_eq!(here.err.replace(&self.shown(), "site.db"), there.err, "{words}");
+        assert_eq!(here.out.replace(&self.shown_url(), "site.db"), there.out, "{words}");
+        assert_eq!(here.err.replace(&self.shown_url(), "site.db"), there.err, "{words}");
     }
 
-    /// Writes events into both folders and replays them into both databases; everything but the
-    /// number of statements is the same.
+    /// Writes events into both directories and replays them into both databases. All but the number
+    /// of statements is the same.
     #[track_caller]
-    fn replays_as(&self, files: &Site, name: &str, events: &[String]) {
+    fn replay_on_both(&self, files: &Site, name: &str, events: &[String]) {
         self.site.write(name, events);
         files.write(name, events);
         let words = format!("replay {name}");
         let (here, there) = (self.run(&words), files.run(&words));
         assert_eq!(here.code, there.code, "{here:?}, {there:?}");
         assert_eq!(without_statements(&here.out), without_statements(&there.out));
-        // Before the last line there may be some of the progress, by the clock.
+        // The lines before the last may show progress, which depends on the clock.
         assert_eq!(here.err.lines().last(), there.err.lines().last());
     }
 }
@@ -141,11 +142,12 @@ fn lists() -> impl Iterator<Item = String> {
     lists.into_iter().map(|list| format!("top {list} --at 2025-05-20 --limit 100000"))
 }
 
-/// The rest of what reads; ids that are no plain words are in the totals.
+/// The remaining commands that read. Ids with characters that a command line would need to quote
+/// are compared by the totals alone.
 #[track_caller]
-fn all_reads_agree(remote: &Remote, files: &Site) {
+fn assert_all_reads_agree(remote: &Remote, files: &Site) {
     for words in lists().chain(totals()) {
-        remote.says_what(files, &words);
+        remote.assert_same_output(files, &words);
     }
     for list in ["artists", "shows", "trending"] {
         let top = files.run(&format!("top {list} --at 2025-05-20 --limit 500")).exits(0).out;
@@ -153,40 +155,40 @@ fn all_reads_agree(remote: &Remote, files: &Site) {
         for id in
             ids.filter(|id| id.chars().all(char::is_alphanumeric)).step_by(40).chain(["nobody"])
         {
-            remote.says_what(files, &format!("rank {list} {id} --at 2025-05-20"));
+            remote.assert_same_output(files, &format!("rank {list} {id} --at 2025-05-20"));
         }
     }
-    remote.says_what(files, "watch --at 2025-05-20");
+    remote.assert_same_output(files, "watch --at 2025-05-20");
     for words in [
         "totals nope",
         "totals user.votes --at 2025-05-20",
         "totals artist.shows_ahead",
         "verify --counter nope",
     ] {
-        remote.says_what(files, words);
+        remote.assert_same_output(files, words);
     }
 }
 
 #[test]
-fn every_command_says_what_it_says_on_sqlite() {
+fn every_command_prints_what_it_prints_on_sqlite() {
     let Some(server) = shared() else { return };
     let (remote, files) = (Remote::new(server), Site::new());
     let mut writer = Writer::new(11, "x");
-    remote.replays_as(&files, "one.jsonl", &writer.lines(2_300));
-    remote.replays_as(&files, "one.jsonl", &writer.lines(0));
-    remote.replays_as(&files, "two.jsonl", &writer.lines(700));
-    all_reads_agree(&remote, &files);
+    remote.replay_on_both(&files, "one.jsonl", &writer.lines(2_300));
+    remote.replay_on_both(&files, "one.jsonl", &writer.lines(0));
+    remote.replay_on_both(&files, "two.jsonl", &writer.lines(700));
+    assert_all_reads_agree(&remote, &files);
     for words in [
         "verify --page 50",
         "verify --json --page 7",
         "repair --page 50",
         "backfill --page 50 --counter show.votes",
     ] {
-        remote.says_what(&files, words);
+        remote.assert_same_output(&files, words);
     }
-    // Found clean by now; a name's width is the database's.
+    // Every counter was found clean by now. The ages depend on the clock, so they are not compared.
     assert!(!remote.run("watch --at 2025-05-20").exits(0).out.contains("never"));
-    // Nobody reads a token but whoever made it.
+    // Tokens of the two databases differ, so reports are compared.
     let stopped = remote.run("verify --json --page 50 --max-pages 3").exits(3);
     let stopped_there = files.run("verify --json --page 50 --max-pages 3").exits(3);
     assert_eq!(stopped.json()["counters"], stopped_there.json()["counters"]);
@@ -198,7 +200,7 @@ fn every_command_says_what_it_says_on_sqlite() {
 }
 
 #[test]
-fn a_long_history_counts_what_it_counts_on_sqlite() {
+fn long_history_has_the_same_totals_as_on_sqlite() {
     let Some(server) = shared() else { return };
     let (remote, files) = (Remote::new(server), Site::new());
     let history = history(&remote.site);
@@ -216,16 +218,16 @@ fn a_long_history_counts_what_it_counts_on_sqlite() {
         .filter_map(|event| event["row"]["id"].as_str().map(str::to_owned))
         .take(300)
         .collect();
-    remote.replays_as(&files, "votes.jsonl", &votes(5, &known, 3_000));
-    remote.is_exactly(&files);
+    remote.replay_on_both(&files, "votes.jsonl", &votes(5, &known, 3_000));
+    remote.assert_same_as(&files);
 }
 
 #[test]
 fn damage_is_found_and_repaired_as_on_sqlite() {
     let Some(server) = shared() else { return };
     let (remote, files) = (Remote::new(server), Site::new());
-    remote.replays_as(&files, "one.jsonl", &Writer::new(7, "x").lines(1_500));
-    // The rest is said in SQLite's own words.
+    remote.replay_on_both(&files, "one.jsonl", &Writer::new(7, "x").lines(1_500));
+    // The other statements use SQLite's own functions.
     let both = SABOTAGE
         .iter()
         .filter(|(_, text)| !["iif(", "char("].iter().any(|word| text.contains(word)));
@@ -241,25 +243,25 @@ fn damage_is_found_and_repaired_as_on_sqlite() {
         let (here, there) = (remote.run(&words).exits(2).json(), files.run(&words).exits(2).json());
         assert_eq!(here, there, "page {page}");
     }
-    remote.says_what(&files, "verify --page 100");
-    remote.says_what(&files, "repair --page 100");
-    remote.says_what(&files, "verify --page 100");
-    remote.is_exactly(&files);
+    remote.assert_same_output(&files, "verify --page 100");
+    remote.assert_same_output(&files, "repair --page 100");
+    remote.assert_same_output(&files, "verify --page 100");
+    remote.assert_same_as(&files);
 }
 
-/// The audit looked for the parents of no memberships with no parameters, where the statement has
-/// two: a site without setlists could not be verified.
+/// The audit queried the parents of an empty list of memberships without parameters, although the
+/// statement has two. A site without setlists could not be verified.
 #[test]
-fn a_site_that_has_only_just_begun_is_verified() {
+fn site_without_setlists_is_verified() {
     let Some(server) = shared() else { return };
     let (remote, files) = (Remote::new(server), Site::new());
-    remote.replays_as(&files, "none.jsonl", &[]);
-    remote.says_what(&files, "verify");
-    remote.replays_as(&files, "one.jsonl", &lines(&[artist("a")]));
+    remote.replay_on_both(&files, "none.jsonl", &[]);
+    remote.assert_same_output(&files, "verify");
+    remote.replay_on_both(&files, "one.jsonl", &lines(&[artist("a")]));
     for words in ["verify", "repair", "backfill"] {
-        remote.says_what(&files, words);
+        remote.assert_same_output(&files, words);
     }
-    remote.is_exactly(&files);
+    remote.assert_same_as(&files);
 }
 
 #[test]
@@ -267,28 +269,32 @@ fn an_emptied_source_is_not_repaired_without_force_as_on_sqlite() {
     let Some(server) = shared() else { return };
     let (remote, files) = (Remote::new(server), Site::new());
     let more = (0..200).map(|at| vote(&format!("v{at}"), "l", &format!("u{at}"), "up").to_string());
-    remote.replays_as(
+    remote.replay_on_both(
         &files,
         "known.jsonl",
-        &known().into_iter().filter(|line| !line.contains("votes")).chain(more).collect::<Vec<_>>(),
+        &known_rows()
+            .into_iter()
+            .filter(|line| !line.contains("votes"))
+            .chain(more)
+            .collect::<Vec<_>>(),
     );
     remote.sql("DELETE FROM votes");
     files.sql("DELETE FROM votes");
     let (here, there) =
         (remote.run("repair --page 50").exits(1), files.run("repair --page 50").exits(1));
     let last = |ran: &Ran| ran.err.lines().last().unwrap().to_owned();
-    assert_eq!(last(&here).replace(&remote.shown(), "site.db"), last(&there));
+    assert_eq!(last(&here).replace(&remote.shown_url(), "site.db"), last(&there));
     assert!(last(&here).contains("user.votes: the source is empty"), "{here:?}");
-    remote.says_what(&files, "repair --page 50 --force");
-    remote.is_exactly(&files);
+    remote.assert_same_output(&files, "repair --page 50 --force");
+    remote.assert_same_as(&files);
 }
 
 #[test]
-fn repairs_beside_a_replay_repair_nothing_that_is_right() {
+fn repairs_during_a_replay_correct_nothing() {
     let Some(server) = shared() else { return };
     let (remote, files) = (Remote::new(server), Site::new());
     let mut writer = Writer::new(51, "x");
-    remote.replays_as(&files, "one.jsonl", &writer.lines(1_000));
+    remote.replay_on_both(&files, "one.jsonl", &writer.lines(1_000));
     let events = writer.lines(8_000);
     remote.site.write("two.jsonl", &events);
     let mut child = remote.spawn("replay two.jsonl");
@@ -307,11 +313,11 @@ fn repairs_beside_a_replay_repair_nothing_that_is_right() {
     finish(child, LONGEST).exits(0);
     files.write("two.jsonl", &events);
     files.run("replay two.jsonl").exits(0);
-    remote.is_exactly(&files);
+    remote.assert_same_as(&files);
 }
 
-/// Rows that every line below may meet.
-fn known() -> Vec<String> {
+/// Rows that the invalid lines refer to.
+fn known_rows() -> Vec<String> {
     lines(&[
         artist("a"),
         show("s", Some("a"), "upcoming"),
@@ -322,7 +328,7 @@ fn known() -> Vec<String> {
 }
 
 #[test]
-fn a_line_that_does_not_fit_ends_the_replay_as_on_sqlite_and_leaves_what_came_before() {
+fn invalid_line_ends_the_replay_and_keeps_the_lines_before_it() {
     let Some(server) = shared() else { return };
     let long = "k".repeat(1_100);
     let bad = [
@@ -345,15 +351,15 @@ fn a_line_that_does_not_fit_ends_the_replay_as_on_sqlite_and_leaves_what_came_be
         artist("z\0").to_string(),
     ];
     let (remote, files) = (Remote::new(server), Site::new());
-    remote.replays_as(&files, "known.jsonl", &known());
+    remote.replay_on_both(&files, "known.jsonl", &known_rows());
     for (at, bad) in bad.iter().enumerate() {
         let name = format!("bad{at}.jsonl");
         let good = |id: &str| artist(&format!("{id} {at}")).to_string();
-        // In the middle of what is under way at once, and with lines behind it that would fit.
+        // The bad line is among lines that are sent at once, with valid lines behind it.
         let mut events: Vec<String> = (0..30).map(|id| good(&id.to_string())).collect();
         events.push(bad.clone());
         events.extend([delete("votes", "w").to_string(), good("behind")]);
-        remote.replays_as(&files, &name, &events);
+        remote.replay_on_both(&files, &name, &events);
         let again = remote.run(&format!("replay {name}")).fails(&["line 31: "]);
         assert_eq!(
             Some(again.err.lines().last()),
@@ -362,50 +368,54 @@ fn a_line_that_does_not_fit_ends_the_replay_as_on_sqlite_and_leaves_what_came_be
         assert_eq!(remote.offset(&name), 30, "{bad}");
     }
     assert_eq!(remote.number("SELECT count(*) FROM votes"), 2);
-    remote.is_exactly(&files);
-    // Repaired, it goes on from there.
+    remote.assert_same_as(&files);
+    // With the line corrected, the replay continues from it.
     let mut events: Vec<String> =
         (0..30).map(|id| artist(&format!("{id} 0")).to_string()).collect();
-    events.push(artist("mended").to_string());
-    remote.replays_as(&files, "bad0.jsonl", &events);
-    remote.is_exactly(&files);
+    events.push(artist("corrected").to_string());
+    remote.replay_on_both(&files, "bad0.jsonl", &events);
+    remote.assert_same_as(&files);
 }
 
 #[test]
-fn a_total_beyond_64_bits_refuses_the_events_and_names_counter_and_key_as_on_sqlite() {
+fn overflow_of_a_total_refuses_the_events_and_names_counter_and_key() {
     let Some(server) = shared() else { return };
     let (remote, files) = (Remote::new(server), Site::new());
-    remote.replays_as(&files, "known.jsonl", &known());
+    remote.replay_on_both(&files, "known.jsonl", &known_rows());
     let damage = "UPDATE user_votes SET total = 9223372036854775807";
     remote.sql(damage);
     files.sql(damage);
     let more: Vec<Value> =
         ["a", "u", "z"].map(|user| vote(&format!("of {user}"), "l", user, "up")).into();
-    remote.replays_as(&files, "more.jsonl", &lines(&more));
+    remote.replay_on_both(&files, "more.jsonl", &lines(&more));
     remote
         .run("replay more.jsonl")
         .fails(&["counter user.votes, key u: ", "none of lines 1 to 3 is applied"]);
     assert_eq!((remote.offset("more.jsonl"), remote.number("SELECT count(*) FROM votes")), (0, 2));
     remote.run("repair").exits(0);
     files.run("repair").exits(0);
-    remote.replays_as(&files, "more.jsonl", &lines(&more));
-    remote.is_exactly(&files);
+    remote.replay_on_both(&files, "more.jsonl", &lines(&more));
+    remote.assert_same_as(&files);
 }
 
-/// SQLite stores any text, PostgreSQL none with U+0000 in it; ids have none anywhere.
+/// SQLite stores any text. PostgreSQL stores none that contains U+0000. Ids never contain it.
 #[test]
-fn what_postgresql_cannot_store_is_refused_by_line() {
+fn text_that_postgresql_cannot_store_is_refused_with_its_line() {
     let Some(server) = shared() else { return };
     let remote = Remote::new(server);
     let events = [
         (
             "zero",
-            but(artist("b"), "name", Some(json!("n\0n"))),
+            with_member(artist("b"), "name", Some(json!("n\0n"))),
             "line 2: artist \"b\": PostgreSQL stores no text that contains U+0000",
         ),
-        ("long", but(vote("x", "l", "u", "up"), "id", Some(json!(long_text()))), "index row"),
+        (
+            "long",
+            with_member(vote("x", "l", "u", "up"), "id", Some(json!(long_text()))),
+            "index row",
+        ),
     ];
-    remote.site.write("known.jsonl", &known());
+    remote.site.write("known.jsonl", &known_rows());
     remote.run("replay known.jsonl").exits(0);
     for (name, event, reason) in events {
         remote.site.write(name, &lines(&[update(artist("a")), event, delete("votes", "v")]));
@@ -416,7 +426,7 @@ fn what_postgresql_cannot_store_is_refused_by_line() {
     remote.run("verify").exits(0);
 }
 
-/// Too long for an index, also when it is compressed.
+/// Too long for an index entry, even compressed.
 fn long_text() -> String {
     let mut random = Random(3);
     (0..9_000).map(|_| char::from(b'a' + u8::try_from(random.below(26)).unwrap())).collect()
@@ -434,7 +444,7 @@ fn replays_of_different_streams_at_once_count_each_event_once() {
     events.extend(
         setlists.iter().enumerate().map(|(at, id)| setlist(id, Some(&format!("s{}", at % 20)))),
     );
-    // Made by whoever comes first.
+    // The first of the three replays creates the tables.
     let streams =
         [("base.jsonl", lines(&events)), ("left.jsonl", Vec::new()), ("right.jsonl", Vec::new())];
     for (name, events) in &streams {
@@ -462,26 +472,26 @@ fn replays_of_different_streams_at_once_count_each_event_once() {
     for (name, _) in &streams {
         files.run(&format!("replay {name}")).exits(0);
     }
-    remote.is_exactly(&files);
+    remote.assert_same_as(&files);
 }
 
-/// Two transactions that lock the same rows the other way round wait for each other in a circle;
-/// the one that the server takes back comes again.
+/// Two transactions that lock the same rows in opposite order deadlock. The replay whose
+/// transaction the server rolls back tries again.
 #[test]
-fn replays_that_meet_in_a_circle_come_again_and_count_each_event_once() {
+fn deadlocked_replays_retry_and_count_each_event_once() {
     let Some(server) = shared() else { return };
     let remote = Remote::new(server);
     let ids: Vec<String> = (0..700).map(|at| format!("a{at}")).collect();
     let artists: Vec<Value> = ids.iter().map(|id| artist(id)).collect();
     remote.site.write("base.jsonl", &lines(&artists));
     remote.run("replay base.jsonl").exits(0);
-    let famous = |id: &String| update(but(artist(id), "followers", Some(json!(3_000_000))));
+    let famous = |id: &String| update(with_member(artist(id), "followers", Some(json!(3_000_000))));
     let forth: Vec<Value> = ids.iter().cycle().take(2_100).map(famous).collect();
     let back: Vec<Value> = ids.iter().rev().cycle().take(2_100).map(famous).collect();
     remote.site.write("forth.jsonl", &lines(&forth));
     remote.site.write("back.jsonl", &lines(&back));
-    // Both come as far as the row in the middle, and hold what they have written: from there,
-    // neither can pass the other.
+    // Both reach the row in the middle and hold locks on what they have written. From there they
+    // deadlock.
     let client = remote.client();
     remote
         .runtime
@@ -490,16 +500,17 @@ fn replays_that_meet_in_a_circle_come_again_and_count_each_event_once() {
     let children =
         ["forth.jsonl", "back.jsonl"].map(|name| remote.spawn(&format!("replay {name}")));
     let watcher = remote.client();
-    let is_ours =
+    let waiting =
         "FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    remote.runtime.block_on(wait_until(&watcher, &format!("SELECT count(*) = 2 {is_ours}")));
+    remote.runtime.block_on(wait_until(&watcher, &format!("SELECT count(*) = 2 {waiting}")));
     remote.runtime.block_on(client.batch_execute("COMMIT")).unwrap();
     for child in children {
         let ran = finish(child, LONGEST).exits(0);
         assert!(ran.out.contains(" 2,100 events applied in 3 commits"), "{ran:?}");
     }
-    let circles = "SELECT deadlocks > 0 FROM pg_stat_database WHERE datname = current_database()";
-    remote.runtime.block_on(wait_until(&watcher, circles));
+    let deadlocked =
+        "SELECT deadlocks > 0 FROM pg_stat_database WHERE datname = current_database()";
+    remote.runtime.block_on(wait_until(&watcher, deadlocked));
     assert_eq!((remote.offset("forth.jsonl"), remote.offset("back.jsonl")), (2_100, 2_100));
     assert_eq!(remote.number("SELECT sum(total)::bigint FROM artist_fame"), 3 * 700);
     remote.run("verify").exits(0);
@@ -513,7 +524,7 @@ fn two_replays_of_one_stream_apply_it_once() {
     remote.site.write("one.jsonl", &events);
     let children = [(); 2].map(|()| remote.spawn("replay one.jsonl"));
     for ran in children.map(|child| finish(child, LONGEST)) {
-        // Who finds lines applied that were not when it began has been overtaken.
+        // The slower replay fails if it finds that lines were applied since it began.
         assert!(
             ran.code == Some(0) || ran.err.contains("somebody else is replaying it"),
             "{ran:?}"
@@ -523,11 +534,11 @@ fn two_replays_of_one_stream_apply_it_once() {
     files.write("one.jsonl", &events);
     files.run("replay one.jsonl").exits(0);
     assert_eq!(remote.offset("one.jsonl"), 4_000);
-    remote.is_exactly(&files);
+    remote.assert_same_as(&files);
 }
 
 #[test]
-fn replays_that_are_killed_go_on_where_they_were() {
+fn killed_replays_resume_and_count_each_event_once() {
     let Some(server) = shared() else { return };
     let (remote, files) = (Remote::new(server), Site::new());
     let streams = [
@@ -550,16 +561,16 @@ fn replays_that_are_killed_go_on_where_they_were() {
             child.wait().unwrap();
         }
     }
-    assert!(killed > 2, "{killed}: they were too fast to be killed");
+    assert!(killed > 2, "{killed} kills: the replays ended before them");
     for (name, _) in &streams {
         remote.run(&format!("replay {name}")).exits(0);
         assert_eq!(remote.offset(name), 6_000);
     }
-    remote.is_exactly(&files);
+    remote.assert_same_as(&files);
 }
 
 #[test]
-fn a_replay_outlives_its_server() {
+fn replay_continues_after_its_server_crashes() {
     let Some(mut server) = Server::with(DURABLE) else { return };
     let (remote, files) = (Remote::new(&server), Site::new());
     let events = Writer::new(41, "x").lines(15_000);
@@ -568,7 +579,7 @@ fn a_replay_outlives_its_server() {
     for wanted in [1, 6_000] {
         let reached = (0..600).any(|_| {
             thread::sleep(Duration::from_millis(20));
-            is_table(&remote, "keepcount_offsets") && remote.offset("one.jsonl") >= wanted
+            table_exists(&remote, "keepcount_offsets") && remote.offset("one.jsonl") >= wanted
         });
         assert!(reached);
         server.crash();
@@ -578,18 +589,18 @@ fn a_replay_outlives_its_server() {
     assert!(ran.out.contains(" 15,000 events applied in "), "{ran:?}");
     files.write("one.jsonl", &events);
     files.run("replay one.jsonl").exits(0);
-    remote.is_exactly(&files);
+    remote.assert_same_as(&files);
 }
 
-fn is_table(remote: &Remote, name: &str) -> bool {
+fn table_exists(remote: &Remote, name: &str) -> bool {
     remote.number(&format!("SELECT (to_regclass('{name}') IS NOT NULL)::int::bigint")) == 1
 }
 
 #[test]
-fn what_is_no_database_of_this_application_is_named_with_the_reason() {
+fn unusable_database_is_refused_with_its_name_and_the_reason() {
     let Some(server) = shared() else { return };
     let remote = Remote::new(server);
-    remote.site.write("known.jsonl", &known());
+    remote.site.write("known.jsonl", &known_rows());
     let password =
         remote.url.split(['/', '@']).nth(2).unwrap().split(':').nth(1).unwrap().to_owned();
     let fails = |words: &str, db: &str, naming: &[&str]| {
@@ -609,7 +620,7 @@ fn what_is_no_database_of_this_application_is_named_with_the_reason() {
     let (place, name) = remote.url.rsplit_once('/').unwrap();
     let port = place.rsplit_once(':').unwrap().0;
     for words in commands {
-        // Nobody listens on port 1.
+        // Nothing listens on port 1.
         fails(
             words,
             &format!("{port}:1/{name}"),
@@ -628,15 +639,15 @@ fn what_is_no_database_of_this_application_is_named_with_the_reason() {
         fails(
             words,
             &remote.url.replace(&password, "wrong"),
-            &[&remote.shown(), "password authentication failed"],
+            &[&remote.shown_url(), "password authentication failed"],
         );
         if !words.starts_with("replay") {
-            fails(words, &remote.url, &[&remote.shown(), "keepcount_counters", "it is absent"]);
+            fails(words, &remote.url, &[&remote.shown_url(), "keepcount_counters", "it is absent"]);
         }
     }
     assert!(
-        !is_table(&remote, "keepcount_counters") && !is_table(&remote, "artists"),
-        "a command has made tables"
+        !table_exists(&remote, "keepcount_counters") && !table_exists(&remote, "artists"),
+        "a command created tables"
     );
     fails("replay absent.jsonl", &remote.url, &["absent.jsonl: "]);
 
@@ -645,9 +656,12 @@ fn what_is_no_database_of_this_application_is_named_with_the_reason() {
     fails(
         "replay known.jsonl",
         &remote.url,
-        &[&remote.shown(), "table votes is not this application's", "int8"],
+        &[&remote.shown_url(), "table votes is not this application's", "int8"],
     );
-    assert!(!is_table(&remote, "artists"), "tables were made in another's database");
+    assert!(
+        !table_exists(&remote, "artists"),
+        "tables were created in another application's database"
+    );
     remote.sql("DROP TABLE votes");
     remote.run("replay known.jsonl").exits(0);
     remote.sql("DROP TABLE replay_prefix");
@@ -657,14 +671,14 @@ fn what_is_no_database_of_this_application_is_named_with_the_reason() {
         &["table replay_prefix is not this application's", "does not exist"],
     );
     remote.sql("DROP TABLE user_votes");
-    fails("verify", &remote.url, &[&remote.shown(), "table user_votes", "it is absent"]);
+    fails("verify", &remote.url, &[&remote.shown_url(), "table user_votes", "it is absent"]);
 }
 
 #[test]
-fn a_url_has_either_scheme_and_a_file_may_be_named_almost_so() {
+fn both_url_schemes_connect_and_other_names_are_files() {
     let Some(server) = shared() else { return };
     let remote = Remote::new(server);
-    remote.site.write("known.jsonl", &known());
+    remote.site.write("known.jsonl", &known_rows());
     let url = remote.url.replace("postgres://", "postgresql://");
     finish(start(&mut remote.command_on("replay known.jsonl", &url)), LONGEST).exits(0);
     finish(start(&mut remote.command_on("replay known.jsonl", "postgres:")), LONGEST).exits(0);

@@ -1,7 +1,7 @@
-//! Replays through the concert example are exact: on a long real history, on random events, on
-//! files that are broken, changed or read by two at once; and what is then broken behind the hooks'
-//! back, verify reports and repair repairs, that and nothing else.
-#![allow(clippy::format_collect)] // what a command prints is written down as its lines are
+//! Replays with the concert example are exact: of a long real history, of random events, of files
+//! that are damaged, changed, or read by two replays at once. Verify then reports exactly the
+//! damage that bypassed the hooks, and repair repairs exactly that.
+#![allow(clippy::format_collect)] // the expected output is built line by line
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,13 +13,13 @@ use serde_json::{Value, json};
 
 use crate::support::concert::{
     COUNTERS, Key, LONGEST, Model, NEW_YEAR, Part, Random, SABOTAGE, Site, Totals, Writer, artist,
-    at, but, delete, drifts, dump, expected, finish, gzip, history, in_epoch, is_rollup, key,
-    key_json, lines, non_zero, now, number, recount, sabotage, setlist, show, stored, text, update,
-    vote, votes,
+    delete, drifts, dump, expected, finish, gzip, history, in_epoch, is_rollup, key, key_json,
+    lines, non_zero, now, number, on_day, recount, sabotage, setlist, show, stored, text, update,
+    vote, votes, with_member,
 };
 
-/// How many lines of a stream are applied.
-fn applied(conn: &Connection, stream: &str) -> usize {
+/// The number of lines of a stream that were applied.
+fn applied_lines(conn: &Connection, stream: &str) -> usize {
     number(
         conn,
         &format!(
@@ -28,7 +28,8 @@ fn applied(conn: &Connection, stream: &str) -> usize {
     )
 }
 
-/// The history, and votes over its setlists as a second stream; the model of both.
+/// A site with the history replayed, and votes for its setlists as a second stream; and the model
+/// of both.
 fn replayed_history() -> (Site, Model) {
     let site = Site::new();
     let history = history(&site);
@@ -48,8 +49,8 @@ fn replayed_history() -> (Site, Model) {
             (history.lines.len(), model.artists.len(), model.shows.len(), model.setlists.len());
         assert_eq!(rows, (69_573, 717, 22_952, 22_952));
     }
-    model.is_in(&site.open());
-    assert_eq!(applied(&site.open(), "events.jsonl"), history.lines.len());
+    model.assert_in(&site.open());
+    assert_eq!(applied_lines(&site.open(), "events.jsonl"), history.lines.len());
 
     let setlists: Vec<String> = model.setlists.keys().cloned().collect();
     let voted = votes(1842, &setlists, 8_000);
@@ -60,10 +61,10 @@ fn replayed_history() -> (Site, Model) {
 }
 
 #[test]
-fn a_long_history_counts_what_plain_sql_recounts() {
+fn long_history_has_the_totals_of_a_plain_sql_recount() {
     let (site, model) = replayed_history();
-    model.is_in(&site.open());
-    site.is_exact();
+    model.assert_in(&site.open());
+    site.assert_exact();
     let all = recount(&site.open());
     for day in ["1900-01-01", "2025-06-01", "2025-06-02", "9999-12-31"] {
         // Shows ahead are printed as of a day.
@@ -103,7 +104,7 @@ fn a_long_history_counts_what_plain_sql_recounts() {
 }
 
 #[test]
-fn verify_reports_exactly_what_was_broken_in_a_long_history_and_repair_repairs_exactly_that() {
+fn verify_and_repair_of_a_long_history_find_exactly_the_sabotage() {
     let (whole, _) = replayed_history();
     sabotage(&whole);
     let of_kind = |counters: &Value, kind: &str| {
@@ -116,10 +117,13 @@ fn verify_reports_exactly_what_was_broken_in_a_long_history_and_repair_repairs_e
     };
     let wanted = expected(&whole.open(), &COUNTERS, 20, false);
     for kind in ["wrong", "missing", "orphan"] {
-        assert!(of_kind(&wanted, kind) >= 3, "the sabotage is too tame: {kind} in {wanted}");
+        assert!(
+            of_kind(&wanted, kind) >= 3,
+            "the sabotage leaves too few counters {kind}: {wanted}"
+        );
     }
     for page in [1, 7, 1_000] {
-        finds_and_repairs_exactly(&whole.copy(), page);
+        assert_found_and_repaired_exactly(&whole.copy(), page);
     }
 }
 
@@ -132,16 +136,16 @@ fn each_kind_of_damage_is_reported_alone_and_repaired_alone() {
             site.sql(statement);
             assert!(
                 drifts(&site.open()).values().any(|drifts| !drifts.is_empty()),
-                "{kind} breaks nothing"
+                "{kind} causes no drift"
             );
             println!("{kind}, page {page}");
-            finds_and_repairs_exactly(&site, page);
+            assert_found_and_repaired_exactly(&site, page);
         }
     }
 }
 
 #[track_caller]
-fn finds_and_repairs_exactly(site: &Site, page: usize) {
+fn assert_found_and_repaired_exactly(site: &Site, page: usize) {
     let conn = site.open();
     let (before, true_totals, broken) = (stored(&conn), recount(&conn), drifts(&conn));
     let wanted = |samples, repaired| expected(&conn, &COUNTERS, samples, repaired);
@@ -150,17 +154,17 @@ fn finds_and_repairs_exactly(site: &Site, page: usize) {
     let verify = site.run(&format!("verify --json --page {page} --samples 100000")).exits(2).json();
     assert_eq!(verify["counters"], wanted(100_000, false), "page {page}");
     assert_eq!((&verify["complete"], &verify["resume"]), (&json!(true), &Value::Null));
-    assert_eq!(dump(&conn), untouched, "a verify has written");
+    assert_eq!(dump(&conn), untouched, "a verify wrote to the database");
 
     let repaired = wanted(20, true);
     let repair = site.run(&format!("repair --json --page {page}")).exits(0).json();
     assert_eq!(repair["counters"], repaired, "page {page}");
     let after = stored(&conn);
-    assert_eq!(recount(&conn), true_totals, "a repair has written rows");
+    assert_eq!(recount(&conn), true_totals, "a repair wrote rows");
     assert_eq!(non_zero(&after), true_totals);
     for counter in COUNTERS.into_iter().filter(|counter| !is_rollup(counter)) {
-        // Also what is 0 is as it was, where it was right. (What is added to a base level climbs:
-        // rollups follow it.)
+        // A total that was right is unchanged, even if it is stored as 0. Rollups are left out: a
+        // repair of their base changes them.
         let broken: BTreeSet<&Key> = broken[counter].iter().map(|(key, ..)| key).collect();
         let right = |totals: &BTreeMap<Key, i64>| {
             let kept = totals.iter().filter(|(key, _)| !broken.contains(key));
@@ -169,14 +173,14 @@ fn finds_and_repairs_exactly(site: &Site, page: usize) {
         assert_eq!(
             right(&after[counter]),
             right(&before[counter]),
-            "{counter}: a total that was right was touched"
+            "{counter}: a repair changed a correct total"
         );
     }
     let clean = site.run(&format!("verify --json --page {page}")).exits(0).json();
     assert_eq!(clean["counters"], wanted(20, false));
 }
 
-/// What a verify says of one counter: key, stored, true.
+/// The samples of one counter in a verify's report: key, stored, true.
 fn reported(report: &Value, counter: &str) -> Vec<(Value, i64, i64)> {
     let found = report["counters"]
         .as_array()
@@ -194,28 +198,30 @@ fn reported(report: &Value, counter: &str) -> Vec<(Value, i64, i64)> {
     found["samples"].as_array().unwrap().iter().map(sample).collect()
 }
 
-/// One setlist of one show of one artist, and votes: small enough to say by hand what each level
-/// shows.
-fn ladder() -> Site {
+/// One setlist of one show of one artist, with votes: few enough to state the totals of each level
+/// by hand.
+fn one_setlist_site() -> Site {
     let day = |at: usize| NEW_YEAR + i64::try_from(at).unwrap() * 86_400;
-    let timed =
-        |at| but(vote(&format!("v{at}"), "l", "u", "up"), "created_at", Some(json!(day(at))));
+    let timed = |at| {
+        with_member(vote(&format!("v{at}"), "l", "u", "up"), "created_at", Some(json!(day(at))))
+    };
     let mut events = vec![artist("a"), show("s", Some("a"), "upcoming"), setlist("l", Some("s"))];
     events.extend((0..5).map(timed));
     Site::with(&lines(&events))
 }
 
-/// Each of these lies on one line of the report: a rollup is compared with the base level as it is
-/// stored.
+/// A rollup is compared with its base as stored, so each kind of damage has its own lines in the
+/// report.
 #[test]
-fn damage_of_one_level_is_reported_at_that_level_and_at_what_no_longer_sums_it() {
+fn damage_is_reported_at_its_level_and_at_rollups_that_no_longer_sum_it() {
     type Line = (&'static str, Value, i64, i64);
     let (weight, epoch) = (1 << 30, NEW_YEAR / 86_400);
-    let on_day = |id: &str, at: i64| key_json(&in_epoch(id, epoch + at));
+    let key_on_day = |id: &str, at: i64| key_json(&in_epoch(id, epoch + at));
     let (a, s, l) = (json!("a"), json!("s"), json!("l"));
-    // The damage; some lines of the report; all counters that have any.
+    // The damage; some samples of the report; all counters with drift.
     let cases: [(&str, Vec<Line>, &[&str]); 7] = [
-        // Behind the hooks, a vote is gone: the rollups sum what is stored, and are right.
+        // A vote is deleted without a hook. The rollups equal the sums of what is stored, so they
+        // have no drift.
         (
             "DELETE FROM votes WHERE id = 'v0'",
             vec![
@@ -223,7 +229,7 @@ fn damage_of_one_level_is_reported_at_that_level_and_at_what_no_longer_sums_it()
                 ("setlist.upvotes", l.clone(), 5, 4),
                 ("setlist.score", l.clone(), 5, 4),
                 ("user.votes", json!("u"), 5, 4),
-                ("setlist.trend_1d", on_day("l", 0), weight, 0),
+                ("setlist.trend_1d", key_on_day("l", 0), weight, 0),
             ],
             &[
                 "setlist.score",
@@ -235,8 +241,7 @@ fn damage_of_one_level_is_reported_at_that_level_and_at_what_no_longer_sums_it()
                 "user.votes",
             ],
         ),
-        // A base total is wrong, so that the rollup does not sum it any more; the rollup's rollup
-        // does.
+        // A base total is wrong, so its rollup drifts. The rollup of that rollup does not.
         (
             "UPDATE setlist_votes SET total = 7",
             vec![("setlist.votes", l, 7, 5), ("show.votes", s.clone(), 5, 7)],
@@ -245,25 +250,25 @@ fn damage_of_one_level_is_reported_at_that_level_and_at_what_no_longer_sums_it()
         (
             "DELETE FROM setlist_trend_1d WHERE key_2 = (SELECT min(key_2) FROM setlist_trend_1d)",
             vec![
-                ("setlist.trend_1d", on_day("l", 0), 0, weight),
-                ("show.trend_1d", on_day("s", 0), weight, 0),
+                ("setlist.trend_1d", key_on_day("l", 0), 0, weight),
+                ("show.trend_1d", key_on_day("s", 0), weight, 0),
             ],
             &["setlist.trend_1d", "show.trend_1d"],
         ),
-        // A rollup in the middle: wrong itself, and what is above does not sum it.
+        // A rollup of the middle level is wrong, so it drifts, and so does the rollup above it.
         (
             "UPDATE show_votes SET total = 8",
             vec![("show.votes", s.clone(), 8, 5), ("artist.votes", a.clone(), 5, 8)],
             &["artist.votes", "show.votes"],
         ),
         ("DELETE FROM artist_votes", vec![("artist.votes", a.clone(), 0, 5)], &["artist.votes"]),
-        // Links.
+        // Memberships.
         (
             "UPDATE setlist_show SET total = 2",
             vec![
                 ("setlist.show", json!(["l", "s"]), 2, 1),
                 ("show.votes", s, 5, 10),
-                ("show.trend_1d", on_day("s", 0), weight, 2 * weight),
+                ("show.trend_1d", key_on_day("s", 0), weight, 2 * weight),
             ],
             &["setlist.show", "show.trend_1d", "show.trend_6h", "show.trend_7d", "show.votes"],
         ),
@@ -274,7 +279,7 @@ fn damage_of_one_level_is_reported_at_that_level_and_at_what_no_longer_sums_it()
                 ("show.artist", json!(["s", "b"]), 1, 0),
                 ("artist.votes", a, 5, 0),
                 ("artist.votes", json!("b"), 0, 5),
-                ("artist.trend_1d", on_day("b", 4), 0, weight),
+                ("artist.trend_1d", key_on_day("b", 4), 0, weight),
             ],
             &[
                 "artist.trend_1d",
@@ -285,7 +290,7 @@ fn damage_of_one_level_is_reported_at_that_level_and_at_what_no_longer_sums_it()
             ],
         ),
     ];
-    let whole = ladder();
+    let whole = one_setlist_site();
     let totals = stored(&whole.open());
     for (damage, wanted, counters) in cases {
         let site = whole.copy();
@@ -298,20 +303,20 @@ fn damage_of_one_level_is_reported_at_that_level_and_at_what_no_longer_sums_it()
         let found: Vec<&str> =
             COUNTERS.into_iter().filter(|counter| !reported(&report, counter).is_empty()).collect();
         assert_eq!(found, counters, "{damage}");
-        finds_and_repairs_exactly(&site, 7);
+        assert_found_and_repaired_exactly(&site, 7);
         if !damage.contains("votes WHERE id") {
             assert_eq!(non_zero(&stored(&site.open())), totals, "{damage}");
         }
     }
 }
 
-/// The whole law on both sides: memberships and base totals move while what sums them is broken.
+/// Hooked writes change memberships and base totals while the rollups that sum them have drift.
 #[test]
-fn hooked_writes_leave_the_drift_of_rollups_as_it_is() {
+fn hooked_writes_do_not_change_the_drift_of_rollups() {
     let mut writer = Writer::new(77, "h");
     let site = Site::with(&writer.lines(800));
     sabotage_totals(&site);
-    let lacks = |site: &Site| -> Totals {
+    let deficits = |site: &Site| -> Totals {
         let drifts = drifts(&site.open());
         drifts
             .into_iter()
@@ -326,19 +331,22 @@ fn hooked_writes_leave_the_drift_of_rollups_as_it_is() {
             })
             .collect()
     };
-    let before = lacks(&site);
+    let before = deficits(&site);
     assert!(
-        before.iter().filter(|(counter, _)| is_rollup(counter)).all(|(_, lacks)| !lacks.is_empty()),
+        before
+            .iter()
+            .filter(|(counter, _)| is_rollup(counter))
+            .all(|(_, deficits)| !deficits.is_empty()),
         "{before:?}"
     );
     site.write("more.jsonl", &writer.lines(800));
     site.run("replay more.jsonl").exits(0);
-    assert_eq!(lacks(&site), before);
-    finds_and_repairs_exactly(&site, 50);
-    writer.model.is_in(&site.open());
+    assert_eq!(deficits(&site), before);
+    assert_found_and_repaired_exactly(&site, 50);
+    writer.model.assert_in(&site.open());
 }
 
-/// Of every kind of damage, that to totals.
+/// Does the sabotage that changes totals, and none that changes rows.
 fn sabotage_totals(site: &Site) {
     for (_, statement) in SABOTAGE.into_iter().filter(|(kind, _)| !kind.starts_with("rows")) {
         site.sql(statement);
@@ -346,7 +354,7 @@ fn sabotage_totals(site: &Site) {
 }
 
 #[test]
-fn random_events_count_as_a_model_in_maps_says() {
+fn random_events_have_the_totals_of_a_model() {
     for seed in 0..6 {
         let site = Site::new();
         let mut writer = Writer::new(seed, "r");
@@ -358,31 +366,31 @@ fn random_events_count_as_a_model_in_maps_says() {
             site.write("events.jsonl", &events);
             site.run("replay events.jsonl").exits(0);
             assert_eq!(
-                applied(&site.open(), "events.jsonl") + usize::try_from(blanks).unwrap(),
+                applied_lines(&site.open(), "events.jsonl") + usize::try_from(blanks).unwrap(),
                 events.len()
             );
             println!("seed {seed}, part {part}: {} votes", writer.model.votes.len());
-            writer.model.is_in(&site.open());
+            writer.model.assert_in(&site.open());
             site.run("verify --page 3").exits(0);
         }
         assert!(!writer.model.votes.is_empty());
         let empty: Vec<_> =
             writer.model.totals().into_iter().filter(|(_, totals)| totals.is_empty()).collect();
-        assert!(empty.is_empty(), "seed {seed}: nothing counts for {empty:?}");
-        site.is_exact();
+        assert!(empty.is_empty(), "seed {seed}: no totals of {empty:?}");
+        site.assert_exact();
     }
 }
 
 #[test]
-fn writes_that_are_easily_miscounted_are_counted_right() {
+fn moves_cascades_and_long_keys_are_counted_correctly() {
     let long = "k".repeat(1_024);
     let events = [
         artist("a"),
         artist("b"),
         artist(""),
-        artist(&"i".repeat(1_024)), // a key is no longer than that
+        artist(&"i".repeat(1_024)), // the longest key
         show("s", Some("a"), "upcoming"),
-        update(show("s", Some("b"), "completed")), // parent and condition in one
+        update(show("s", Some("b"), "completed")), // parent and condition at once
         update(show("s", None, "upcoming")),
         update(show("s", Some(""), "upcoming")),
         show("t", None, "cancelled"),
@@ -390,7 +398,7 @@ fn writes_that_are_easily_miscounted_are_counted_right() {
         setlist("m", None),
         update(setlist("m", Some("t"))),
         update(setlist("l", None)),
-        update(setlist("l", None)), // touches nothing
+        update(setlist("l", None)), // changes nothing
         vote("v", "l", &long, "up"),
         vote("w", "l", "u", "up"),
         update(vote("w", "l", "u", "down")),
@@ -399,7 +407,7 @@ fn writes_that_are_easily_miscounted_are_counted_right() {
         delete("votes", "gone"),
         vote("gone", "m", "u3", "down"),
         delete("artists", "a"),
-        delete("shows", "t"), // and setlist m, and votes v and gone
+        delete("shows", "t"), // with setlist m, and votes v and gone
         artist("a"),
         show("t", Some("a"), "upcoming"),
     ];
@@ -407,12 +415,12 @@ fn writes_that_are_easily_miscounted_are_counted_right() {
     let site = Site::with(&events);
     let model = Model::of(&events);
     assert_eq!((model.votes.len(), model.totals()["setlist.score"].get(&key("l"))), (1, Some(&-1)));
-    model.is_in(&site.open());
-    site.is_exact();
+    model.assert_in(&site.open());
+    site.assert_exact();
 }
 
 #[test]
-fn members_are_read_as_json_means_them_and_others_ignored() {
+fn json_members_are_decoded_and_unknown_ones_ignored() {
     let row = r#"{"popularity":100,"followers":9223372036854775807,"name":"\u0000","id":"q\u0041","more":1e999}"#;
     let events = [
         format!(
@@ -421,14 +429,15 @@ fn members_are_read_as_json_means_them_and_others_ignored() {
         ),
         show("s1", Some("qA"), "upcoming").to_string().replace("2025-06-01", "2024-02-29"),
         show("s2", Some("qA"), "upcoming").to_string().replace("2025-06-01", "9999-12-31"),
-        but(vote("v", "l", "u", "up"), "created_at", Some(json!(i64::MIN))).to_string(),
-        but(delete("shows", "s2"), "status", Some(json!(["of no interest"]))).to_string(),
+        with_member(vote("v", "l", "u", "up"), "created_at", Some(json!(i64::MIN))).to_string(),
+        with_member(delete("shows", "s2"), "status", Some(json!(["of no interest"]))).to_string(),
     ];
     let site =
         Site::with(&[&events[..3], &[setlist("l", None).to_string()], &events[3..]].concat());
     let conn = site.open();
     assert_eq!(stored(&conn)["artist.shows"][&key("qA")], 1);
-    // 9,223,372,036,854 followers by the million, and 10; and a vote in the first epoch of all.
+    // One for each of 9,223,372,036,854 million followers, plus 10 for popularity; and a vote in
+    // the lowest epoch.
     assert_eq!(stored(&conn)["artist.fame"][&key("qA")], 9_223_372_036_864);
     assert_eq!(
         stored(&conn)["setlist.trend_1d"].keys().collect::<Vec<_>>(),
@@ -458,11 +467,11 @@ fn base() -> Vec<String> {
     ])
 }
 
-/// Lines that are none of the format, or do not fit the base's rows; with what the reason must
+/// Lines that violate the format, or do not fit the rows of `base`; each with what the error must
 /// name.
-fn invalid() -> Vec<(Vec<u8>, &'static str)> {
-    let with = |event: Value, member: &str, value: Value| but(event, member, Some(value));
-    let without = |event: Value, member: &str| but(event, member, None);
+fn invalid_lines() -> Vec<(Vec<u8>, &'static str)> {
+    let with = |event: Value, member: &str, value: Value| with_member(event, member, Some(value));
+    let without = |event: Value, member: &str| with_member(event, member, None);
     let (a, s) = (|| artist("x"), || show("x", Some("a1"), "upcoming"));
     let (l, v) = (|| setlist("x", Some("s1")), || vote("x", "l1", "u", "up"));
     let mut events = vec![
@@ -509,14 +518,14 @@ fn invalid() -> Vec<(Vec<u8>, &'static str)> {
         (update(artist("nope")), "nope"),
         (update(setlist("nope", None)), "nope"),
         (update(vote("nope", "l1", "u", "up")), "nope"),
-        (without(update(setlist("l1", None)), "show_id"), "show_id"), // an update holds the whole row
-        (at(v(), "2024-12-31"), "1735689600, later than now, 1735689599"),
+        (without(update(setlist("l1", None)), "show_id"), "show_id"), // an update has the whole row
+        (on_day(v(), "2024-12-31"), "1735689600, later than now, 1735689599"),
         (
-            at(update(vote("v1", "l1", "u", "up")), "2024-12-31"),
+            on_day(update(vote("v1", "l1", "u", "up")), "2024-12-31"),
             "1735689600, later than now, 1735689599",
         ),
-        (at(v(), "2025-02-30"), "at"),
-        (at(v(), ""), "at"),
+        (on_day(v(), "2025-02-30"), "at"),
+        (on_day(v(), ""), "at"),
         (vote("x", "l1", &"u".repeat(1_025), "up"), "1025"),
         (artist(&"i".repeat(1_025)), "1025"),
         (show(&"i".repeat(1_025), None, "upcoming"), "1025"),
@@ -542,7 +551,7 @@ fn invalid() -> Vec<(Vec<u8>, &'static str)> {
     ] {
         events.push((with(s(), "date", json!(date)), "date"));
     }
-    // Every column is needed, and only two may be null.
+    // Every column is required, and only two may be null.
     for event in [a(), s(), l(), v()] {
         let columns: Vec<String> = event["row"].as_object().unwrap().keys().cloned().collect();
         for column in columns {
@@ -565,7 +574,7 @@ fn invalid() -> Vec<(Vec<u8>, &'static str)> {
         (valid.replace('x', "a\tb").into_bytes(), "JSON"),
         (valid.replace('x', r"\ud800").into_bytes(), "id"),
         (valid.replace("\"followers\":0", "\"followers\":1e2").into_bytes(), "followers"),
-        ([b"\xef\xbb\xbf", valid.as_bytes()].concat(), "JSON"), // a byte order offset
+        ([b"\xef\xbb\xbf", valid.as_bytes()].concat(), "JSON"), // a byte order mark
         (valid.bytes().map(|byte| if byte == b'x' { 0xff } else { byte }).collect(), "UTF-8"),
     ]);
     invalid
@@ -575,11 +584,12 @@ fn invalid() -> Vec<(Vec<u8>, &'static str)> {
 const LAST_SECOND: i64 = 1_748_822_399;
 
 #[test]
-fn a_vote_from_after_the_day_of_its_event_is_refused() {
-    let given =
-        |created_at: i64| but(vote("x", "l1", "u", "up"), "created_at", Some(json!(created_at)));
+fn vote_later_than_the_day_of_its_event_is_refused() {
+    let given = |created_at: i64| {
+        with_member(vote("x", "l1", "u", "up"), "created_at", Some(json!(created_at)))
+    };
     let changed = |created_at: i64| {
-        update(but(vote("v1", "l1", "u1", "down"), "created_at", Some(json!(created_at))))
+        update(with_member(vote("v1", "l1", "u1", "down"), "created_at", Some(json!(created_at))))
     };
     let late = [
         (given(LAST_SECOND + 1), "2025-06-01"),
@@ -592,7 +602,7 @@ fn a_vote_from_after_the_day_of_its_event_is_refused() {
     for (event, day) in late {
         let site = Site::with(&base());
         let before = site.dump();
-        let event = at(event, day);
+        let event = on_day(event, day);
         let created_at = event["row"]["created_at"].as_i64().unwrap();
         let now = keepcount::Date::last_second(day.parse().unwrap());
         site.write("more.jsonl", &[event.to_string(), artist("after").to_string()]);
@@ -605,47 +615,47 @@ fn a_vote_from_after_the_day_of_its_event_is_refused() {
 }
 
 #[test]
-fn a_vote_from_the_last_second_of_its_day_counts_and_so_does_any_without_a_day() {
+fn vote_in_the_last_second_of_its_day_or_without_a_day_counts() {
     let given = |id: &str, created_at: i64| {
-        but(vote(id, "l1", "u", "up"), "created_at", Some(json!(created_at)))
+        with_member(vote(id, "l1", "u", "up"), "created_at", Some(json!(created_at)))
     };
     let in_the_future = LAST_SECOND + 100 * 365 * 86_400;
     let events = [
-        at(given("last", LAST_SECOND), "2025-06-01"),
-        at(update(given("v1", LAST_SECOND)), "2025-06-01"),
-        at(given("before 1970", -1), "1969-12-31"),
+        on_day(given("last", LAST_SECOND), "2025-06-01"),
+        on_day(update(given("v1", LAST_SECOND)), "2025-06-01"),
+        on_day(given("before 1970", -1), "1969-12-31"),
         given("unchecked", in_the_future),
-        at(given("null", in_the_future), "2025-06-01"), // its day is taken away below
+        on_day(given("null", in_the_future), "2025-06-01"), // its day is set to null below
         update(given("v2", in_the_future)),
         given("to go", in_the_future),
-        at(delete("votes", "to go"), "2025-06-01"), // what is deleted counts as it did
-        at(artist("of no interest"), "a day, more or less"),
+        on_day(delete("votes", "to go"), "2025-06-01"), // a deleted vote is not checked
+        on_day(artist("of no interest"), "a day, more or less"),
     ];
     let mut events = events.to_vec();
     events[4]["at"] = Value::Null;
     let events = [base(), lines(&events)].concat();
     let site = Site::with(&events);
     assert_eq!(LAST_SECOND, keepcount::Date::new(2025, 6, 1).unwrap().last_second());
-    Model::of(&events).is_in(&site.open());
+    Model::of(&events).assert_in(&site.open());
     let trend = &stored(&site.open())["artist.trend_1d"];
     let epochs: Vec<(i64, bool)> = [-1, LAST_SECOND, in_the_future]
         .map(|at| at.div_euclid(86_400))
         .map(|epoch| (epoch, trend.contains_key(&in_epoch("a1", epoch))))
         .to_vec();
     assert!(epochs.iter().all(|(_, counted)| *counted), "{epochs:?}");
-    site.is_exact();
+    site.assert_exact();
 }
 
 #[test]
 fn every_invalid_line_ends_the_replay_and_a_corrected_file_continues() {
     let (base, after) = (base(), artist("after").to_string());
-    // Blank lines count, so the line that follows is the 10th.
+    // Blank lines count, so the next line is the 10th.
     let before = [&base[..3], &[String::new()], &base[3..], &[" \t".to_owned()]].concat();
     let applied_alone = Site::with(&before);
     let (wanted, wanted_totals) = (recount(&applied_alone.open()), stored(&applied_alone.open()));
-    let invalid = invalid();
+    let invalid = invalid_lines();
     println!("{} invalid lines", invalid.len());
-    // A process is a few milliseconds of work and much waiting.
+    // Two threads, because each process works for milliseconds and mostly waits.
     let (left, right) = invalid.split_at(invalid.len() / 2);
     thread::scope(|scope| {
         for half in [left, right] {
@@ -665,10 +675,10 @@ fn every_invalid_line_ends_the_replay_and_a_corrected_file_continues() {
                     assert_eq!(
                         (&recount(&conn), &stored(&conn)),
                         (wanted, wanted_totals),
-                        "{shown}: applied"
+                        "{shown}: rows and totals of the lines before it"
                     );
                     assert_eq!(
-                        applied(&conn, "base.jsonl"),
+                        applied_lines(&conn, "base.jsonl"),
                         8,
                         "{shown}: the last line that was applied"
                     );
@@ -678,7 +688,7 @@ fn every_invalid_line_ends_the_replay_and_a_corrected_file_continues() {
                     site.write("base.jsonl", &corrected);
                     let ran = site.run("replay base.jsonl").exits(0);
                     assert!(ran.out.contains(" 2 events applied"), "{shown}: {ran:?}");
-                    Model::of(&corrected).is_in(&conn);
+                    Model::of(&corrected).assert_in(&conn);
                 }
             });
         }
@@ -696,18 +706,18 @@ fn an_invalid_line_far_into_a_file_loses_nothing_before_it() {
     );
     let ran = site.run("replay events.jsonl").fails(&["line 2346: "]);
     assert_eq!(ran.err.lines().count(), 1, "{ran:?}");
-    writer.model.is_in(&site.open());
+    writer.model.assert_in(&site.open());
     site.write("events.jsonl", &[good.as_slice(), &[artist("later").to_string()]].concat());
     site.run("replay events.jsonl").exits(0);
     writer.model.artists.insert("later".to_owned(), (0, 0));
-    writer.model.is_in(&site.open());
-    site.is_exact();
+    writer.model.assert_in(&site.open());
+    site.assert_exact();
 }
 
 #[test]
-fn a_line_of_a_megabyte_is_refused_and_one_without_a_newline_at_the_end_is_read() {
+fn line_of_a_megabyte_is_refused_and_the_last_line_needs_no_newline() {
     let site = Site::new();
-    let long = but(artist("x"), "name", Some(json!("y".repeat(1 << 20)))).to_string();
+    let long = with_member(artist("x"), "name", Some(json!("y".repeat(1 << 20)))).to_string();
     site.write("events.jsonl", &[artist("a").to_string(), long]);
     site.run("replay events.jsonl").fails(&["line 2: ", "1048576"]);
 
@@ -724,7 +734,7 @@ fn a_line_of_a_megabyte_is_refused_and_one_without_a_newline_at_the_end_is_read(
 }
 
 #[test]
-fn a_total_beyond_64_bits_refuses_the_events_and_names_counter_and_key() {
+fn overflow_of_a_total_refuses_the_events_and_names_counter_and_key() {
     let site = Site::with(&base());
     site.sql("UPDATE artist_shows SET total = 9223372036854775807 WHERE key = 'a1'");
     let before = site.dump();
@@ -733,13 +743,13 @@ fn a_total_beyond_64_bits_refuses_the_events_and_names_counter_and_key() {
     assert_eq!(site.dump(), before);
     site.run("repair").exits(0);
     site.run("replay more.jsonl").exits(0);
-    site.is_exact();
+    site.assert_exact();
 }
 
-// Files that are broken, changed, or read by two.
+// Files that are damaged, changed, or read by two replays.
 
 #[test]
-fn a_gzip_that_is_shortened_off_or_corrupt_ends_at_its_line_and_a_whole_one_continues() {
+fn truncated_or_corrupt_gzip_ends_at_its_line_and_a_whole_one_continues() {
     let events: Vec<String> = {
         let mut random = Random(9); // names that do not compress
         let name = |random: &mut Random| {
@@ -747,7 +757,8 @@ fn a_gzip_that_is_shortened_off_or_corrupt_ends_at_its_line_and_a_whole_one_cont
         };
         (0..4_000)
             .map(|at| {
-                but(artist(&format!("g{at}")), "name", Some(json!(name(&mut random)))).to_string()
+                with_member(artist(&format!("g{at}")), "name", Some(json!(name(&mut random))))
+                    .to_string()
             })
             .collect()
     };
@@ -758,9 +769,9 @@ fn a_gzip_that_is_shortened_off_or_corrupt_ends_at_its_line_and_a_whole_one_cont
     corrupt[whole.len() / 2] ^= 0xff;
     let mut bad_checksum = whole.clone();
     bad_checksum[whole.len() - 6] ^= 1;
-    let cutoffs = [0, 5, 12, whole.len() / 3, whole.len() * 2 / 3, whole.len() - 3]
+    let truncated = [0, 5, 12, whole.len() / 3, whole.len() * 2 / 3, whole.len() - 3]
         .map(|at| whole[..at].to_vec());
-    for broken in cutoffs.into_iter().chain([corrupt, bad_checksum]) {
+    for broken in truncated.into_iter().chain([corrupt, bad_checksum]) {
         fs::write(site.path("events.jsonl.gz"), &broken).unwrap();
         let ran = site.run("replay events.jsonl.gz").fails(&["line "]);
         let conn = site.open();
@@ -769,8 +780,8 @@ fn a_gzip_that_is_shortened_off_or_corrupt_ends_at_its_line_and_a_whole_one_cont
             ran.err.lines().last().unwrap().starts_with(&format!("line {}: ", count + 1)),
             "{count}: {ran:?}"
         );
-        assert_eq!(applied(&conn, "events.jsonl"), count);
-        Model::of(&events[..count]).is_in(&conn);
+        assert_eq!(applied_lines(&conn, "events.jsonl"), count);
+        Model::of(&events[..count]).assert_in(&conn);
         seen.push(count);
         if broken.len() + 3 >= whole.len() {
             drop(conn);
@@ -779,15 +790,15 @@ fn a_gzip_that_is_shortened_off_or_corrupt_ends_at_its_line_and_a_whole_one_cont
     }
     assert!(
         seen.iter().any(|count| (1..3_999).contains(count)),
-        "none was cut off in its middle: {seen:?}"
+        "no file was cut between its first and last event: {seen:?}"
     );
     fs::write(site.path("events.jsonl.gz"), &whole).unwrap();
     site.run("replay events.jsonl.gz").exits(0);
-    Model::of(&events).is_in(&site.open());
+    Model::of(&events).assert_in(&site.open());
 }
 
 #[test]
-fn gzip_is_known_by_its_first_bytes_and_may_have_several_members() {
+fn gzip_is_detected_by_its_first_bytes_and_may_have_several_members() {
     let events = base();
     let members = [
         gzip(&text(&events[..2])),
@@ -800,8 +811,11 @@ fn gzip_is_known_by_its_first_bytes_and_may_have_several_members() {
         let site = Site::new();
         fs::write(site.path(name), &members).unwrap();
         site.run(&format!("replay {name}")).exits(0);
-        Model::of(&events).is_in(&site.open());
-        assert_eq!(applied(&site.open(), name.strip_suffix(".gz").unwrap_or(name)), events.len());
+        Model::of(&events).assert_in(&site.open());
+        assert_eq!(
+            applied_lines(&site.open(), name.strip_suffix(".gz").unwrap_or(name)),
+            events.len()
+        );
     }
     let site = Site::new();
     site.write("plain.jsonl.gz", &events);
@@ -810,7 +824,7 @@ fn gzip_is_known_by_its_first_bytes_and_may_have_several_members() {
 }
 
 #[test]
-fn packing_a_file_or_naming_its_stream_does_not_apply_it_again() {
+fn compressing_a_file_or_naming_its_stream_does_not_apply_it_again() {
     let events = base();
     let site = Site::with(&events);
     let before = site.dump();
@@ -822,26 +836,27 @@ fn packing_a_file_or_naming_its_stream_does_not_apply_it_again() {
     assert_eq!(site.dump(), before);
     site.write("copy", &longer);
     assert!(site.run("replay copy --stream base.jsonl").exits(0).out.contains(" 1 events applied"));
-    // Under a name of its own it is another stream, whose first event does not fit.
+    // Under its own name the file is another stream, whose first event does not fit the rows.
     site.run("replay copy").fails(&["line 1: ", "a1"]);
-    assert_eq!(applied(&site.open(), "copy"), 0);
+    assert_eq!(applied_lines(&site.open(), "copy"), 0);
 }
 
 #[test]
-fn streams_have_positions_of_their_own() {
+fn each_stream_has_its_own_position() {
     let site = Site::with(&base());
     site.write("two.jsonl", &lines(&[artist("b1"), show("b2", Some("b1"), "upcoming")]));
     site.run("replay two.jsonl --stream second").exits(0);
     site.write("base.jsonl", &[base(), lines(&[show("b3", Some("b1"), "upcoming")])].concat());
     assert!(site.run("replay base.jsonl").exits(0).out.contains(" 1 events applied"));
     let conn = site.open();
-    let positions = ["base.jsonl", "second", "two.jsonl"].map(|stream| applied(&conn, stream));
+    let positions =
+        ["base.jsonl", "second", "two.jsonl"].map(|stream| applied_lines(&conn, stream));
     assert_eq!((positions, stored(&conn)["artist.shows"][&key("b1")]), ([8, 2, 0], 2));
-    site.is_exact();
+    site.assert_exact();
 }
 
 #[test]
-fn a_stream_without_a_name_or_with_one_that_is_too_long_is_refused_before_anything_is_done() {
+fn stream_name_that_is_empty_or_too_long_is_refused_before_any_work() {
     let site = Site::new();
     fs::write(site.path(".gz"), gzip(&text(&base()))).unwrap();
     site.write("base.jsonl", &base());
@@ -853,18 +868,18 @@ fn a_stream_without_a_name_or_with_one_that_is_too_long_is_refused_before_anythi
     named("").fails(&["stream \"\"", "1 to 256 bytes", "--stream"]);
     named(&long).fails(&[&long, "1 to 256 bytes, not 258"]);
     site.run("replay .gz").fails(&["stream \"\"", "--stream"]);
-    // Before the events are looked at, too.
+    // The name is checked before the events file is opened.
     site.run_args(&["replay", "absent.jsonl", "--db", "site.db", "--stream", ""])
         .fails(&["1 to 256 bytes"]);
     assert_eq!(site.files(), files);
     let longest = "\u{e9}".repeat(128);
     named(&longest).exits(0);
-    assert_eq!(applied(&site.open(), &longest), base().len());
+    assert_eq!(applied_lines(&site.open(), &longest), base().len());
     site.run("replay .gz --stream other").fails(&["line 1: "]);
 }
 
-/// A database whose positions are where they were before there were offsets.
-fn with_old_positions(site: &Site) {
+/// Changes a database to the layout of older releases, which kept positions in `replay_position`.
+fn downgrade_positions(site: &Site) {
     site.sql(
         "CREATE TABLE replay_position (stream TEXT NOT NULL PRIMARY KEY, lines INTEGER NOT NULL, hash BLOB NOT NULL) STRICT;
          INSERT INTO replay_position SELECT stream, last, hash FROM keepcount_offsets JOIN replay_prefix USING (stream);
@@ -873,17 +888,17 @@ fn with_old_positions(site: &Site) {
 }
 
 #[test]
-fn positions_from_before_there_were_offsets_are_taken_over_by_a_replay() {
+fn replay_migrates_old_positions_to_offsets() {
     let site = Site::with(&base());
     site.write("two.jsonl", &lines(&[artist("b1"), show("b2", Some("b1"), "upcoming")]));
     site.run("replay two.jsonl --stream second").exits(0);
     let before = site.dump();
-    with_old_positions(&site);
+    downgrade_positions(&site);
 
     let old = fs::read(site.path("site.db")).unwrap();
     for words in ["totals artist.shows", "verify", "repair"] {
         site.run(words).fails(&["site.db", "replay_position", "before there were offsets"]);
-        assert!(fs::read(site.path("site.db")).unwrap() == old, "{words} has written");
+        assert!(fs::read(site.path("site.db")).unwrap() == old, "{words} wrote to the file");
     }
     assert!(site.run("replay base.jsonl").exits(0).out.contains(" 0 events applied"));
     assert_eq!(site.dump(), before);
@@ -892,7 +907,7 @@ fn positions_from_before_there_were_offsets_are_taken_over_by_a_replay() {
         0
     );
 
-    // Each goes on where it was, and still knows the lines that were applied.
+    // Each stream continues at its position, and its applied lines are still checked.
     site.write(
         "two.jsonl",
         &lines(&[artist("b1"), show("b2", Some("b1"), "upcoming"), artist("b3")]),
@@ -902,17 +917,17 @@ fn positions_from_before_there_were_offsets_are_taken_over_by_a_replay() {
     );
     site.write("base.jsonl", &base()[1..]);
     site.run("replay base.jsonl").fails(&["base.jsonl", "7 lines"]);
-    site.is_exact();
+    site.assert_exact();
 }
 
 #[test]
-fn old_positions_that_cannot_be_offsets_are_refused_and_left_alone() {
+fn old_positions_that_cannot_be_offsets_are_refused_and_not_changed() {
     let long = "s".repeat(257);
     for (change, names) in [
         ("UPDATE replay_position SET stream = ''".to_owned(), "1 to 256 bytes"),
         (format!("UPDATE replay_position SET stream = '{long}'"), "1 to 256 bytes"),
         ("UPDATE replay_position SET hash = x'00'".to_owned(), "32 byte"),
-        // An older version of the example came back, after a newer one had replayed the stream.
+        // An older release of the example ran after a newer one had replayed the stream.
         (
             "CREATE TABLE keepcount_offsets (stream TEXT NOT NULL PRIMARY KEY, last INTEGER NOT NULL) STRICT, WITHOUT ROWID;
              INSERT INTO keepcount_offsets VALUES ('base.jsonl', 9)"
@@ -921,11 +936,11 @@ fn old_positions_that_cannot_be_offsets_are_refused_and_left_alone() {
         ),
     ] {
         let site = Site::with(&base());
-        with_old_positions(&site);
+        downgrade_positions(&site);
         site.sql(&change);
         let old = fs::read(site.path("site.db")).unwrap();
         site.run("replay base.jsonl").fails(&["site.db", "replay_position", names]);
-        assert!(fs::read(site.path("site.db")).unwrap() == old, "it has written after {change}");
+        assert!(fs::read(site.path("site.db")).unwrap() == old, "it wrote to the file after {change}");
     }
 }
 
@@ -946,31 +961,31 @@ fn an_offset_without_the_hash_of_its_lines_is_refused() {
     }
 }
 
-/// An event's offset begins behind the event before, so that blank lines between leave no gap;
-/// those at the end belong to the next event.
+/// The offset range of an event begins after the event before it, so blank lines between events
+/// leave no gap. Blank lines at the end belong to the next event.
 #[test]
-fn blank_lines_are_part_of_the_next_event_s_offset() {
+fn blank_lines_belong_to_the_offset_of_the_next_event() {
     let spaced: Vec<String> =
         base().into_iter().flat_map(|line| [String::new(), " \t".to_owned(), line]).collect();
     let last = [spaced.clone(), vec![String::new(); 4]].concat();
     let site = Site::with(&last);
-    assert_eq!(applied(&site.open(), "base.jsonl"), 21);
+    assert_eq!(applied_lines(&site.open(), "base.jsonl"), 21);
     assert!(site.run("replay base.jsonl").exits(0).out.contains(" 0 events applied"));
     site.write("base.jsonl", &[last, lines(&[artist("b1")])].concat());
     assert!(site.run("replay base.jsonl").exits(0).out.contains(" 1 events applied"));
-    assert_eq!(applied(&site.open(), "base.jsonl"), 26);
-    site.is_exact();
+    assert_eq!(applied_lines(&site.open(), "base.jsonl"), 26);
+    site.assert_exact();
 
-    // With an offset for each event.
+    // The demonstration applies one offset for each event.
     site.write("spaced.jsonl", &spaced);
     let files = site.files();
     site.run_args(&["--events", "spaced.jsonl"]).exits(0);
     let made = site.files().into_iter().find(|name| !files.contains(name)).unwrap();
-    assert_eq!(applied(&Connection::open(site.path(&made)).unwrap(), "demonstration"), 21);
+    assert_eq!(applied_lines(&Connection::open(site.path(&made)).unwrap(), "demonstration"), 21);
 }
 
 #[test]
-fn a_file_that_is_shorter_or_changed_where_it_was_applied_is_an_error() {
+fn file_changed_or_cut_before_its_position_is_refused() {
     let events = base();
     let site = Site::with(&events);
     let before = site.dump();
@@ -1011,7 +1026,7 @@ fn two_replays_of_one_stream_at_once_count_nothing_twice() {
         let site = Site::new();
         site.write("events.jsonl", &events);
         let first = site.spawn("replay events.jsonl");
-        // The second comes while the first is making the database, or at one of its commits.
+        // The second starts while the first is creating the database, or at one of its commits.
         thread::sleep(Duration::from_millis(round * 25));
         let second = site.spawn("replay events.jsonl");
         let (first, second) = (finish(first, LONGEST), finish(second, LONGEST));
@@ -1026,9 +1041,9 @@ fn two_replays_of_one_stream_at_once_count_nothing_twice() {
         }
         both_worked += u64::from(first.code == second.code);
         site.run("replay events.jsonl").exits(0);
-        writer.model.is_in(&site.open());
-        assert_eq!(applied(&site.open(), "events.jsonl"), events.len());
-        site.is_exact();
+        writer.model.assert_in(&site.open());
+        assert_eq!(applied_lines(&site.open(), "events.jsonl"), events.len());
+        site.assert_exact();
     }
-    println!("of 5 rounds, {both_worked} let both replays end well");
+    println!("in {both_worked} of 5 rounds both replays ended well");
 }

@@ -1,5 +1,5 @@
-//! Gates that audits shut: who waits holds nothing, whoever shuts one opens it again, and what
-//! could not be had is left alone.
+//! Barriers that audits shut over stripes of a store. A thread that waits holds no lock, every shut
+//! barrier is opened again, and keys whose barrier could not be shut are not repaired.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,8 +13,8 @@ use super::pending_writes::assert_repaired;
 use super::threads::{check, once, thread};
 use super::world::{GRACE, Keys, Row, VOTES, World, grace_period, keys, unsettled, with_batch};
 
-/// The pending writes are over both stripes, and each repairer shuts the gate of one of them while
-/// the other has the other.
+/// Both pending writes span both stripes. Each repair shuts the barrier of one stripe while the
+/// other repair shuts that of the other.
 #[test]
 fn pending_writes_over_two_stripes_pass_two_barriers() {
     let Keys { here, there, .. } = keys();
@@ -33,8 +33,8 @@ fn pending_writes_over_two_stripes_pass_two_barriers() {
     });
 }
 
-/// While a gate is shut `try_begin` says so at once, on every stripe of its batch or on none, and
-/// leaves the others alone.
+/// While a barrier is shut, `try_begin` returns at once. It begins on every stripe of its batch or
+/// on none, and works on stripes whose barrier is open.
 #[test]
 fn try_begin_does_not_wait_for_a_barrier() {
     let Keys { here, beside, there } = keys();
@@ -53,7 +53,7 @@ fn try_begin_does_not_wait_for_a_barrier() {
                     shut.set(shut.get() + 1);
                     assert!(begins([there, there]));
                     assert!(!begins([there, here]));
-                    assert!(begins([there, there]), "backed out of where it had begun");
+                    assert!(begins([there, there]), "nothing stays begun on the first stripe");
                 }
                 Vec::<Row>::new()
             })
@@ -61,14 +61,14 @@ fn try_begin_does_not_wait_for_a_barrier() {
         let report = world.run_of(Mode::Repair, &mut audit).unwrap();
         drop(audit);
         assert_repaired(&world, &report, &[]);
-        // To measure and to repair it, and to measure the other, over which a pending write began
-        // while the page was read.
+        // For the comparison of `here`, for its repair, and for the comparison of `beside`, over
+        // which a pending write began while the page was read.
         assert_eq!(shut.get(), 3);
     });
 }
 
 #[test]
-fn rows_that_panic_while_a_barrier_is_shut_open_it() {
+fn source_that_panics_while_a_barrier_is_shut_opens_it() {
     let Keys { here, beside, there } = keys();
     check(move || {
         let planted = [(here, 1), (there, 1)];
@@ -80,7 +80,8 @@ fn rows_that_panic_while_a_barrier_is_shut_open_it() {
             audit
                 .add(VOTES, |from| {
                     reads += 1;
-                    // Once to look, once for the page, then behind a gate.
+                    // The first read is for the probe, the second for the page, and all others are
+                    // behind a barrier.
                     if reads > 2 {
                         std::panic::resume_unwind(Box::new("no rows"));
                     }
@@ -97,10 +98,11 @@ fn rows_that_panic_while_a_barrier_is_shut_open_it() {
     });
 }
 
-/// No barrier time: a gate is looked at once. Where a pending write is open in both stripes for as
-/// long as that, nothing is measured, and the next repair has it all; mostly it is not.
+/// With a barrier time of zero, an audit tries a barrier once. If a pending write is open in both
+/// stripes at that moment, the run fails as busy and the next repair corrects everything. In most
+/// runs the repair succeeds.
 #[test]
-fn without_time_for_barriers_nothing_is_repaired_that_is_open() {
+fn zero_barrier_time_repairs_no_key_of_an_open_pending_write() {
     static REPAIRED: AtomicBool = AtomicBool::new(false);
     let Keys { here, there, .. } = keys();
     check(move || {
@@ -124,5 +126,5 @@ fn without_time_for_barriers_nothing_is_repaired_that_is_open() {
             }
         }
     });
-    assert!(REPAIRED.load(Ordering::Relaxed), "no repair came through");
+    assert!(REPAIRED.load(Ordering::Relaxed), "every repair was refused");
 }

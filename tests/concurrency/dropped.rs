@@ -1,5 +1,5 @@
-//! Pending writes that are dropped: until the grace period is over nobody repairs their keys, or
-//! calls them clean; then they are seen to first.
+//! Dropped pending writes: until the grace period is over, their keys are neither repaired nor
+//! called clean. Then they are compared first.
 
 use keepcount::reconcile::Mode;
 
@@ -7,11 +7,12 @@ use super::pending_writes::assert_repaired;
 use super::threads::{check, thread};
 use super::world::{GRACE, Keys, VOTES, World, keys, unsettled, with_batch};
 
-/// Whoever dropped a pending write finds out that its row is there, and counts it in a new one: had
-/// a repair repaired it meanwhile, it would count twice. It once did, where the pending write was
-/// dropped after the repair had looked for unresolved keys and before it had the key to itself.
+/// The writer that dropped a pending write finds that its row is visible, and counts the row with a
+/// new pending write. A repair in between would make the row count twice. It once did: the pending
+/// write was dropped after the repair had checked for unresolved keys and before it had exclusive
+/// access to the key.
 #[test]
-fn a_pending_write_that_is_dropped_and_made_good_counts_once() {
+fn dropped_pending_write_that_is_counted_by_a_new_one_counts_once() {
     let Keys { here, there, .. } = keys();
     for tries in [2, 0] {
         check(move || {
@@ -39,9 +40,10 @@ fn a_pending_write_that_is_dropped_and_made_good_counts_once() {
     }
 }
 
-/// The row becomes visible long after its pending write was dropped: the commit was under way.
+/// The row becomes visible after its pending write was dropped, because the commit was still in
+/// progress.
 #[test]
-fn a_row_that_comes_after_its_pending_write_was_dropped_is_repaired_when_it_is_settled() {
+fn row_visible_after_its_pending_write_was_dropped_waits_for_the_grace_period() {
     let Keys { here, there, .. } = keys();
     check(move || {
         let planted = [(there, 1)];
@@ -56,8 +58,9 @@ fn a_row_that_comes_after_its_pending_write_was_dropped_is_repaired_when_it_is_s
             (world.store.total(VOTES, here).unwrap(), report)
         });
         assert!(report.complete());
-        assert_eq!(before, 0, "repaired before it was settled");
-        // Seen before the pending write began or left alone, and never clean behind it.
+        assert_eq!(before, 0, "repaired during the grace period");
+        // The repair may have compared the keys before the pending write began, or left them
+        // unsettled. A later verify leaves both unsettled.
         let verify = world.run(Mode::Verify, 1).unwrap();
         assert_eq!(unsettled(&verify).len(), 2, "{verify}");
         world.pass(2 * GRACE);

@@ -1,5 +1,5 @@
-//! Pending writes that are used wrongly, each in one point: the checker finds what comes of it, so
-//! it would find it in the store too.
+//! Pending writes with one mistake each. The checker finds the wrong totals that follow, so it
+//! would also find such a mistake in the store.
 
 use std::ops::Bound;
 
@@ -17,14 +17,14 @@ fn repair_beside(write: impl Fn(&World) + Sync) {
         scope.spawn(|| write(&world));
         world.run(Mode::Repair, 1)
     });
-    // An audit that notices refuses: that is no failure.
+    // An audit that notices the mistake refuses the run. That is not a failure.
     if let Ok(report) = report {
         assert_repaired(&world, &report, &[]);
     }
 }
 
 #[test]
-fn a_pending_write_that_begins_after_its_rows_are_visible() {
+fn checker_finds_a_pending_write_that_begins_after_its_rows_are_visible() {
     let Keys { here, .. } = keys();
     finds(move || {
         repair_beside(|world| {
@@ -36,7 +36,7 @@ fn a_pending_write_that_begins_after_its_rows_are_visible() {
 }
 
 #[test]
-fn a_pending_write_that_is_committed_before_its_rows_are_visible() {
+fn checker_finds_a_pending_write_committed_before_its_rows_are_visible() {
     let Keys { here, .. } = keys();
     finds(move || {
         repair_beside(|world| {
@@ -48,7 +48,7 @@ fn a_pending_write_that_is_committed_before_its_rows_are_visible() {
 }
 
 #[test]
-fn a_pending_write_that_is_aborted_although_its_rows_become_visible() {
+fn checker_finds_a_pending_write_aborted_although_its_rows_become_visible() {
     let Keys { here, .. } = keys();
     finds(move || {
         repair_beside(|world| {
@@ -60,9 +60,9 @@ fn a_pending_write_that_is_aborted_although_its_rows_become_visible() {
     });
 }
 
-/// The audit notices it, unless the hook runs between its last look and its repair.
+/// The audit notices the hook, unless it runs between the last check and the repair.
 #[test]
-fn a_hook_without_a_pending_write() {
+fn checker_finds_a_hook_without_a_pending_write() {
     let Keys { here, .. } = keys();
     finds(move || {
         repair_beside(|world| {
@@ -73,9 +73,9 @@ fn a_hook_without_a_pending_write() {
     });
 }
 
-/// A replica that lags: rows as they were before they were asked for.
+/// A replica that lags: the source returns the rows of an earlier moment than the audit's call.
 #[test]
-fn rows_that_were_read_before_they_were_asked_for() {
+fn checker_finds_rows_read_before_the_audit_asked_for_them() {
     let Keys { here, .. } = keys();
     finds(move || {
         let world = World::planted([(here, 1)]);
@@ -90,10 +90,10 @@ fn rows_that_were_read_before_they_were_asked_for() {
     });
 }
 
-/// A grace period that is over before it is known what became of the rows: whoever finds out, and
-/// counts them, counts them twice.
+/// The grace period is over before the writer knows what became of the rows. The repair counts
+/// them, and so does the writer: they count twice.
 #[test]
-fn a_dropped_pending_write_that_is_made_good_after_the_settle_time() {
+fn checker_finds_a_dropped_pending_write_counted_after_the_grace_period() {
     let Keys { here, .. } = keys();
     finds(move || {
         let world = World::new();

@@ -1,5 +1,5 @@
-//! Rollups that climb beside a repair of what they sum and of themselves, and prunes beside a
-//! repair.
+//! Writes that update a rollup beside repairs of its base, its membership and itself, and prunes
+//! beside a repair.
 
 use keepcount::reconcile::{MemoryAudit, Mode, Options, Reconciler, Report, run};
 use keepcount::{Batch, Counter, CounterId, MemoryStore, Record, Schema, Snapshot, Tally};
@@ -38,7 +38,7 @@ impl Record for Setlist {
     }
 }
 
-/// A show's day.
+/// A row for one day of a show.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Day(i64, i64);
 
@@ -78,7 +78,7 @@ impl Levels {
         levels
     }
 
-    /// Begins, changes the rows, commits.
+    /// Begins a pending write, changes the rows, and commits.
     fn write(&self, change: impl FnOnce(&mut Rows), hooks: impl FnOnce(&mut Batch)) {
         let mut batch = Batch::new();
         hooks(&mut batch);
@@ -91,7 +91,7 @@ impl Levels {
         self.write(|rows| rows.votes.push(Vote(setlist)), |batch| batch.insert(&Vote(setlist)));
     }
 
-    fn take_to(&self, setlist: i64, from: i64, to: i64) {
+    fn move_setlist(&self, setlist: i64, from: i64, to: i64) {
         let (old, new) = (Setlist(setlist, from), Setlist(setlist, to));
         self.write(
             |rows| rows.setlists.iter_mut().filter(|row| **row == old).for_each(|row| *row = new),
@@ -119,14 +119,14 @@ impl Levels {
         run(&mut reconciler, &mut audit, &mut self.world.waits()).unwrap()
     }
 
-    /// A repair of a counter, and of what it sums.
+    /// Repairs a counter and the counters that it sums.
     fn repair(&self, counter: CounterId, tries: u32) {
         let report = self.run(Mode::Repair, &[counter], tries);
         assert!(report.complete(), "{report}");
         assert_eq!(unsettled(&report), [], "{report}");
     }
 
-    /// Nothing differs, while nobody writes.
+    /// Asserts that no total differs from its rows. Call it only while nothing writes.
     #[track_caller]
     fn assert_exact(&self) {
         let report = self.run(Mode::Verify, &SCHEMA.by_name(), 0);
@@ -145,7 +145,7 @@ impl Levels {
 }
 
 /// Two setlists of one show, with a vote each, and drift at every level.
-fn drifting() -> Levels {
+fn levels_with_drift() -> Levels {
     let rows = Rows {
         votes: vec![Vote(1), Vote(2)],
         setlists: vec![Setlist(1, 70), Setlist(2, 70)],
@@ -158,9 +158,9 @@ fn drifting() -> Levels {
 }
 
 #[test]
-fn votes_climb_beside_a_repair_of_all_levels() {
+fn votes_reach_their_rollup_beside_a_repair_of_all_levels() {
     check(|| {
-        let levels = drifting();
+        let levels = levels_with_drift();
         thread::scope(|scope| {
             scope.spawn(|| levels.vote(1));
             scope.spawn(|| levels.vote(2));
@@ -171,11 +171,11 @@ fn votes_climb_beside_a_repair_of_all_levels() {
 }
 
 #[test]
-fn a_setlist_moves_beside_a_repair_of_all_levels() {
+fn moved_setlist_beside_a_repair_of_all_levels_stays_exact() {
     check(|| {
-        let levels = drifting();
+        let levels = levels_with_drift();
         thread::scope(|scope| {
-            scope.spawn(|| levels.take_to(1, 70, 71));
+            scope.spawn(|| levels.move_setlist(1, 70, 71));
             scope.spawn(|| levels.vote(1));
             levels.repair(SHOW_VOTES.id(), 1);
         });
@@ -183,10 +183,10 @@ fn a_setlist_moves_beside_a_repair_of_all_levels() {
     });
 }
 
-/// Somebody changed a total of the rollup itself.
-fn broken() -> Snapshot {
+/// A snapshot in which one total of the rollup itself is wrong.
+fn snapshot_with_a_wrong_rollup() -> Snapshot {
     once(|| {
-        let mut json = serde_json::to_value(drifting().store.snapshot()).unwrap();
+        let mut json = serde_json::to_value(levels_with_drift().store.snapshot()).unwrap();
         let rollup = json["counters"]
             .as_array_mut()
             .unwrap()
@@ -198,11 +198,11 @@ fn broken() -> Snapshot {
 }
 
 #[test]
-fn a_rollup_is_repaired_beside_repairs_of_what_it_sums() {
-    let broken = broken();
+fn rollup_is_repaired_beside_repairs_of_its_base_and_membership() {
+    let broken = snapshot_with_a_wrong_rollup();
     check(move || {
         let levels =
-            Levels { store: MemoryStore::restore(&SCHEMA, &broken).unwrap(), ..drifting() };
+            Levels { store: MemoryStore::restore(&SCHEMA, &broken).unwrap(), ..levels_with_drift() };
         thread::scope(|scope| {
             scope.spawn(|| levels.repair(SETLIST_VOTES.id(), 1));
             scope.spawn(|| levels.repair(SETLIST_SHOW.id(), 1));
@@ -213,17 +213,17 @@ fn a_rollup_is_repaired_beside_repairs_of_what_it_sums() {
     });
 }
 
-/// Two repairs of one rollup, each by a cutoff of its own: what the first has added is not added
-/// again.
+/// Each repair compares as of a moment of its own. The second one adds nothing that the first one
+/// has added.
 #[test]
 fn two_repairs_of_one_rollup_repair_it_once() {
-    let broken = broken();
+    let broken = snapshot_with_a_wrong_rollup();
     check(move || {
         let levels =
-            Levels { store: MemoryStore::restore(&SCHEMA, &broken).unwrap(), ..drifting() };
+            Levels { store: MemoryStore::restore(&SCHEMA, &broken).unwrap(), ..levels_with_drift() };
         thread::scope(|scope| {
             scope.spawn(|| levels.repair(SHOW_VOTES.id(), 1));
-            scope.spawn(|| levels.take_to(1, 70, 71));
+            scope.spawn(|| levels.move_setlist(1, 70, 71));
             levels.repair(SHOW_VOTES.id(), 1);
         });
         levels.assert_exact();
@@ -231,7 +231,7 @@ fn two_repairs_of_one_rollup_repair_it_once() {
 }
 
 #[test]
-fn a_prune_beside_a_repair_and_writers_takes_away_what_is_below_and_nothing_else() {
+fn prune_beside_a_repair_and_writers_removes_only_totals_before_the_cutoff() {
     check(|| {
         let rows = Rows { days: vec![Day(7, 10), Day(7, 20)], ..Rows::default() };
         let levels = Levels::new(rows, |batch| {

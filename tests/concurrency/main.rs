@@ -1,11 +1,11 @@
-//! What threads do to one memory store at once: writers, pending writes, gates, audits, snapshots,
-//! prunes. Every body is written once and run twice: natively, on the machine's threads, some
-//! hundred times; and under a model checker (shuttle), which runs the threads one at a time and
-//! chooses, at every lock and atomic, who is next: `just concurrency`.
+//! Threads on one memory store: writers, pending writes, barriers, audits, snapshots and prunes.
+//! Every body is written once and run in two ways. Natively, it runs some hundred times on real
+//! threads. Under a model checker (shuttle, `just concurrency`), one thread runs at a time, and the
+//! checker chooses the next thread at every lock and atomic.
 //!
-//! The checker explores interleavings that are sequentially consistent, and no others: it says
-//! nothing of weaker orders of atomics. Where the code counts on an order, the comment there argues
-//! for it (`src/store/memory/stripe.rs`, `audited.rs`).
+//! The checker explores sequentially consistent interleavings only. It says nothing about weaker
+//! memory orders of atomics: where the code depends on one, a comment there argues for it
+//! (`src/store/memory/stripe.rs`, `audited.rs`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod barriers;

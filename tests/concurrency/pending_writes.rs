@@ -1,5 +1,5 @@
-//! Writers in pending writes beside an audit: what it finds is there, and what it repairs is right,
-//! whoever came between.
+//! Writers with pending writes beside audits: an audit reports only drift that exists, and a repair
+//! leaves exact totals, whatever was written in between.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use keepcount::{Error, KeyBuf, StreamRange};
 use super::threads::{check, thread};
 use super::world::{Keys, VOTES, World, grace_period, keys, rows, unsettled, with_batch};
 
-/// What is left of planted drift: all of it at keys that were left alone, nothing elsewhere.
+/// Asserts that the remaining drift is the planted drift of the unsettled keys, and nothing else.
 #[track_caller]
 pub fn assert_repaired(world: &World, report: &Report, planted: &[(i64, i64)]) {
     assert!(report.complete(), "{report}");
@@ -21,7 +21,7 @@ pub fn assert_repaired(world: &World, report: &Report, planted: &[(i64, i64)]) {
 }
 
 #[test]
-fn a_repair_beside_writers_repairs_what_was_planted_and_nothing_else() {
+fn repair_beside_writers_repairs_only_planted_drift() {
     let Keys { here, beside, there } = keys();
     for tries in [2, 0] {
         check(move || {
@@ -41,10 +41,10 @@ fn a_repair_beside_writers_repairs_what_was_planted_and_nothing_else() {
     }
 }
 
-/// A row that becomes visible while its page is read makes up for a total that is too high: what is
-/// read looks right, and is not.
+/// A row that becomes visible while its page is read hides a total that is too high: stored total
+/// and recount agree, and the total is wrong.
 #[test]
-fn a_drift_is_found_although_a_writer_hides_it() {
+fn drift_that_a_writer_hides_is_found() {
     let Keys { here, .. } = keys();
     check(move || {
         let world = World::planted([(here, 1)]);
@@ -58,10 +58,10 @@ fn a_drift_is_found_although_a_writer_hides_it() {
     });
 }
 
-/// While one audit reads, another begins to, and a third ends: none forgets the notes of the
-/// others.
+/// One audit reads, a second one begins, and a third one ends: none of them discards the touched
+/// keys that another one needs.
 #[test]
-fn a_drift_is_found_by_each_of_two_audits_although_a_writer_hides_it() {
+fn drift_that_a_writer_hides_is_found_by_each_of_two_audits() {
     let Keys { here, beside, .. } = keys();
     check(move || {
         let world = World::planted([(here, 1)]);
@@ -79,10 +79,10 @@ fn a_drift_is_found_by_each_of_two_audits_although_a_writer_hides_it() {
     });
 }
 
-/// A hook that had looked how many audits there were, and wrote that down when there was one more,
-/// once made the last one forget that another hook had run without a pending write.
+/// A hook read the number of audits, and stored its note after one more audit had begun. The newest
+/// audit once missed another hook without a pending write for that reason.
 #[test]
-fn a_hook_without_a_pending_write_is_noticed_beside_others() {
+fn hook_without_a_pending_write_is_noticed_beside_another_hook() {
     let Keys { here, there, .. } = keys();
     check(move || {
         let world = World::new();
@@ -99,9 +99,10 @@ fn a_hook_without_a_pending_write_is_noticed_beside_others() {
     });
 }
 
-/// A verify lists what is wrong, and nothing that only looked so.
+/// A verify reports drift only. A key that looked wrong while a write was in progress is not
+/// reported.
 #[test]
-fn a_verify_beside_writers_finds_nothing_where_nothing_is_wrong() {
+fn verify_beside_writers_finds_no_drift_where_there_is_none() {
     let Keys { here, beside, there } = keys();
     check(move || {
         let world = World::new();
@@ -116,7 +117,7 @@ fn a_verify_beside_writers_finds_nothing_where_nothing_is_wrong() {
 }
 
 #[test]
-fn pending_writes_that_are_aborted_count_nothing_and_hide_nothing() {
+fn aborted_pending_writes_count_nothing_and_hide_no_drift() {
     let Keys { here, there, .. } = keys();
     check(move || {
         let planted = [(here, 1), (there, 1)];
@@ -135,10 +136,10 @@ fn pending_writes_that_are_aborted_count_nothing_and_hide_nothing() {
     });
 }
 
-/// As a consumer of a queue does it: the rows are there once, and each delivery has a pending write
-/// of its own.
+/// As a queue consumer works: the rows are written once, and each delivery has a pending write of
+/// its own.
 #[test]
-fn events_that_are_delivered_again_are_counted_once_beside_a_repair() {
+fn events_delivered_twice_are_counted_once_beside_a_repair() {
     let Keys { here, there, .. } = keys();
     check(move || {
         let planted = [(here, 1)];
@@ -164,7 +165,7 @@ fn events_that_are_delivered_again_are_counted_once_beside_a_repair() {
 }
 
 #[test]
-fn two_repairs_beside_a_writer_repair_once() {
+fn two_repairs_beside_a_writer_repair_each_key_once() {
     let Keys { here, there, .. } = keys();
     for tries in [1, 0] {
         check(move || {
@@ -175,8 +176,8 @@ fn two_repairs_beside_a_writer_repair_once() {
                 scope.spawn(|| world.write([(there, 1), (here, 1)]));
                 [world.repair(tries), other.join().unwrap()]
             });
-            // A key is left to the other only where that one holds its gate all the while, which
-            // none does for an hour.
+            // A repair leaves a key to the other one only if that one holds the barrier for the
+            // whole barrier time of an hour, which neither does.
             assert_eq!(reports.iter().flat_map(unsettled).count(), 0);
             assert_eq!(reports.iter().map(|report| report.counters[0].corrected).sum::<u64>(), 2);
             assert_repaired(&world, &reports[0], &[]);
@@ -184,20 +185,20 @@ fn two_repairs_beside_a_writer_repair_once() {
     }
 }
 
-/// A repair of a total to the end of 64 bits, beside a batch that has room before it and none
-/// behind it: the batch once looked whether any total was so large, then the repair came, then the
-/// batch went on over the end.
+/// The repair raises a total to `i64::MAX`. The batch fits before the repair and overflows after
+/// it. The batch once checked that no total was that large, then the repair ran, and then the batch
+/// was added and overflowed.
 #[test]
-fn a_repair_to_the_end_of_64_bits_leaves_a_batch_whole_or_refused() {
+fn repair_to_the_largest_i64_leaves_a_batch_whole_or_refused() {
     let Keys { here, there, .. } = keys();
     check(move || {
         let world = World::new();
-        world.show(&rows([(here, i64::MAX)])); // written behind the hooks' back
+        world.show(&rows([(here, i64::MAX)])); // without a hook
         let applied = thread::scope(|scope| {
             let writer = scope.spawn(|| {
                 let (rows, mut batch) = with_batch([(there, 1), (here, 1)]);
                 let pending_write = world.begin(&mut batch);
-                // The other row is no use: with it the recount leaves 64 bits.
+                // The second row is not shown: with it, the recount would overflow.
                 world.show(&rows[..1]);
                 pending_write.commit().is_ok()
             });

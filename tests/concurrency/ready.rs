@@ -1,4 +1,5 @@
-//! Counters that become ready beside writers and readers: who may read one sees all of its rows.
+//! Counters that become ready beside writers and readers: a counter that can be read includes all
+//! of its rows.
 
 use keepcount::reconcile::{MemoryAudit, Mode, Options, Reconciler, run};
 use keepcount::{Batch, Counter, Error, MemoryStore, Record, Schema, Tally};
@@ -10,7 +11,7 @@ const VOTES: Counter<i64> = Counter::new("show.votes");
 const FANS: Counter<i64> = Counter::new("artist.fans");
 const SCHEMA: Schema = Schema::new(&[VOTES.table(), FANS.table()]);
 
-/// A vote of a fan.
+/// A vote, which adds to both counters.
 #[derive(Clone, Copy)]
 struct Vote;
 
@@ -22,7 +23,7 @@ impl Record for Vote {
 }
 
 #[test]
-fn two_counters_become_ready_at_once_beside_a_writer_and_a_reader() {
+fn two_counters_become_ready_concurrently_beside_a_writer_and_a_reader() {
     const BEFORE: usize = 3;
     check(|| {
         let (world, store, rows) =

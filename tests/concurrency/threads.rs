@@ -1,4 +1,4 @@
-//! The threads, locks and waits of the bodies, the machine's own or the checker's; and how a body
+//! The threads and locks that the test bodies use, either native or the checker's, and how a body
 //! is run.
 
 #[cfg(not(keepcount_shuttle))]
@@ -18,22 +18,22 @@ pub use self::native::{check, check_all, once};
 
 #[cfg(not(keepcount_shuttle))]
 mod native {
-    /// How often a body is run on real threads.
+    /// The number of runs of a body on real threads.
     const TIMES: usize = 300;
 
-    /// Runs a body again and again.
+    /// Runs a body many times.
     pub fn check(body: impl Fn()) {
         for _ in 0..TIMES {
             body();
         }
     }
 
-    /// As [`check`]; the checker looks at every schedule.
+    /// As [`check`]. Under the checker, it explores every schedule.
     pub fn check_all(body: impl Fn()) {
         check(body);
     }
 
-    /// Runs what needs no other threads.
+    /// Runs a body that spawns no threads.
     pub fn once<T>(body: impl Fn() -> T) -> T {
         body()
     }
@@ -54,13 +54,14 @@ mod checked {
     };
     use shuttle::{Config, Runner};
 
-    /// How many schedules of each kind; others by the environment's `KEEPCOUNT_SCHEDULES`.
+    /// The number of schedules of each kind. `KEEPCOUNT_SCHEDULES` in the environment overrides it.
     const SCHEDULES: usize = 4_000;
-    /// How often the priorities of threads change: bugs of two threads need one to three times.
+    /// The number of priority changes in a schedule. Bugs between two threads need one to three.
     const TURNS: usize = 3;
-    /// A body that [`check_all`] runs has fewer schedules than this.
+    /// The bound on the number of schedules of a body that [`check_all`] runs.
     const MAX_ALL: usize = 200_000;
-    /// A fault is found within this many schedules of some kind, the same every time.
+    /// Some kind of scheduler finds a fault within this many schedules. The seed is fixed, so the
+    /// result is the same every time.
     const FOUND_WITHIN: usize = 5_000;
     const SEED: u64 = 1;
 
@@ -69,8 +70,9 @@ mod checked {
         wanted.map_or(SCHEDULES, |wanted| wanted.parse().expect("KEEPCOUNT_SCHEDULES is a number"))
     }
 
-    /// The schedulers: who is next is chosen at random; so that every schedule is as likely,
-    /// although one thread has far more to do than another; by priorities that change a few times.
+    /// The schedulers: the next thread is chosen at random; so that every schedule is equally
+    /// likely, even if one thread has many more steps than another; or by priorities that change a
+    /// few times.
     fn kinds(seed: u64, schedules: usize) -> [(&'static str, Box<dyn Scheduler + Send>); 3] {
         [
             ("at random", Box::new(RandomScheduler::new_from_seed(seed, schedules))),
@@ -81,24 +83,27 @@ mod checked {
 
     fn run(scheduler: impl Scheduler + 'static, body: impl Fn() + Send + Sync + 'static) -> usize {
         static FIXED: OnceLock<bool> = OnceLock::new();
-        // A failed schedule can be replayed in another process; and over two stripes it is short,
-        // and says all that there is to say of one and another.
-        assert!(FIXED.get_or_init(|| replay::fix(2)), "no key was hashed before");
+        // With fixed hashing, a failed schedule can be replayed in another process. With two
+        // stripes it is short, and two stripes cover both cases: keys of one stripe and keys of
+        // different ones.
+        assert!(FIXED.get_or_init(|| replay::fix(2)), "a key was hashed before the hash was fixed");
         let mut config = Config::new();
-        // A whole run of a reconciler is on it; the 32 KiB that it has by default were too few.
+        // The default of 32 KiB is too small for a whole run of a reconciler.
         config.stack_size = 1 << 18;
         Runner::new(scheduler, config).run(body)
     }
 
-    /// Says how many schedules a test has run, past what captures the output of tests that pass.
+    /// Prints how many schedules a test has run, directly to stderr: the test harness captures what
+    /// `println` prints in tests that pass.
     fn say(schedules: &str) {
         let test = thread::current().name().unwrap_or("a test").to_owned();
         stderr().write_all(format!("{test}: {schedules}\n").as_bytes()).unwrap();
     }
 
-    /// Runs a body over schedules of every kind; one that fails is printed, for `shuttle::replay`.
+    /// Runs a body over schedules of every kind. A failing schedule is printed, for
+    /// `shuttle::replay`.
     pub fn check(body: impl Fn() + Clone + Send + Sync + 'static) {
-        // Other schedules every time.
+        // A new seed, so that every run of the test explores other schedules.
         let kinds = kinds(RandomState::new().hash_one(0), schedules());
         let done =
             kinds.map(|(kind, scheduler)| format!("{} {kind}", run(scheduler, body.clone())));
@@ -108,11 +113,11 @@ mod checked {
     /// Runs a small body over all of its schedules.
     pub fn check_all(body: impl Fn() + Send + Sync + 'static) {
         let all = run(DfsScheduler::new(Some(MAX_ALL), false), body);
-        assert!(all < MAX_ALL, "a smaller body, or check");
+        assert!(all < MAX_ALL, "{all} schedules: make the body smaller, or use `check`");
         say(&format!("all {all} schedules"));
     }
 
-    /// Runs what needs no other threads.
+    /// Runs a body that spawns no threads.
     pub fn once<T: Send + 'static>(body: impl Fn() -> T + Send + Sync + 'static) -> T {
         let result = Arc::new(Mutex::new(None));
         let given = Arc::clone(&result);
@@ -120,7 +125,7 @@ mod checked {
         result.lock().unwrap().take().unwrap()
     }
 
-    /// Asserts that some schedule of a body fails.
+    /// Asserts that at least one schedule of a body fails.
     pub fn finds(body: impl Fn() + Clone + Send + Sync + 'static) {
         let mut found = Vec::new();
         for (kind, scheduler) in kinds(SEED, FOUND_WITHIN) {
@@ -134,7 +139,7 @@ mod checked {
                 found.push(format!("{} {kind}", schedule.load(Ordering::Relaxed)));
             }
         }
-        assert!(!found.is_empty(), "{FOUND_WITHIN} schedules of each kind, and none fails");
+        assert!(!found.is_empty(), "none of {FOUND_WITHIN} schedules of each kind fails");
         say(&format!("found by schedule {}", found.join(", ")));
     }
 }

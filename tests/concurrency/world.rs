@@ -1,5 +1,5 @@
-//! What the bodies share: a store, and the rows that it counts in what stands for a database; who
-//! writes them and who audits them; and keys that meet in one stripe, or do not.
+//! What the test bodies share: a store, the rows that it counts in place of a database, writers and
+//! audits of them, and keys of one stripe and of different ones.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -30,7 +30,7 @@ impl Record for Row {
     }
 }
 
-/// Rows of these keys and amounts, in key order.
+/// The rows of these keys and amounts, in the given order.
 pub fn rows<const N: usize>(of: [(i64, i64); N]) -> [Row; N] {
     of.map(|(key, amount)| Row { key, amount })
 }
@@ -48,8 +48,8 @@ pub struct World {
     clock: Clock,
 }
 
-/// The time of the store and of those who wait: it stands still but for [`World::pass`], and for
-/// whoever waits.
+/// The clock of the store and of runs. It advances only by [`World::pass`]; a run that waits adds
+/// the time of its own waits.
 #[derive(Clone, Default)]
 pub struct Clock(Arc<AtomicU64>);
 
@@ -59,10 +59,10 @@ impl Clock {
     }
 }
 
-/// Keys of dropped pending writes are left alone for so long.
+/// How long keys of dropped pending writes are not repaired.
 pub const GRACE: Duration = Duration::from_secs(3600);
-/// A day after the clock began: what was dropped then is older than the grace period, by
-/// [`World::pass`].
+/// The time at which the clock starts: one day. A pending write that is dropped then is older than
+/// the grace period after [`World::pass`].
 const BEGIN: u64 = 24 * 3600;
 
 impl World {
@@ -76,7 +76,7 @@ impl World {
         Self { store, visible: Mutex::new(Vec::new()), clock }
     }
 
-    /// A world in which some totals differ from their rows, of which there are none.
+    /// A world without rows, in which these totals are drift.
     pub fn planted<const N: usize>(drifts: [(i64, i64); N]) -> Self {
         let world = Self::new();
         world.store.apply(&mut batch(&rows(drifts))).unwrap();
@@ -87,12 +87,12 @@ impl World {
         self.clock.0.fetch_add(time.as_secs(), Ordering::SeqCst);
     }
 
-    /// Makes rows visible to whoever recounts from now on.
+    /// Makes rows visible to every recount from now on.
     pub fn show(&self, rows: &[Row]) {
         self.visible.lock().extend_from_slice(rows);
     }
 
-    /// Begins, makes rows visible, commits: as it should be.
+    /// Writes correctly: begins a pending write, makes the rows visible, and commits.
     pub fn write<const N: usize>(&self, of: [(i64, i64); N]) {
         let (rows, mut batch) = with_batch(of);
         let pending_write = self.begin(&mut batch);
@@ -104,7 +104,7 @@ impl World {
         self.store.begin(batch).unwrap()
     }
 
-    /// The rows from a key on, as visible now.
+    /// The rows from a key on that are visible now, in key order.
     pub fn read(&self, from: Bound<i64>) -> Vec<Row> {
         let mut rows: Vec<Row> = self.visible.lock().clone();
         rows.retain(|row| match from {
@@ -116,7 +116,7 @@ impl World {
         rows
     }
 
-    /// An audit beside writers, without rows.
+    /// A live audit without sources.
     pub fn audit(&self, grace_period: GracePeriod) -> MemoryAudit<'_> {
         MemoryAudit::live(&self.store, grace_period, self.waits())
     }
@@ -125,7 +125,8 @@ impl World {
         Waits { clock: self.clock.clone(), waited: Duration::ZERO }
     }
 
-    /// A whole run of an audit beside writers, which tries so often before it shuts a gate.
+    /// Runs a live audit to its end. It tries `tries` times to find no open pending write before it
+    /// shuts a barrier.
     pub fn run(&self, mode: Mode, tries: u32) -> Result<Report> {
         let mut audit = self.audit(grace_period(tries));
         audit.add(VOTES, |from| self.read(from))?;
@@ -141,7 +142,7 @@ impl World {
         self.run(Mode::Repair, tries).unwrap()
     }
 
-    /// By how much totals differ from the rows, while nobody writes.
+    /// The differences between totals and rows. Call it only while nothing writes.
     pub fn drifts(&self) -> BTreeMap<i64, i64> {
         let mut drifts: BTreeMap<i64, i64> =
             self.store.totals(VOTES).unwrap().into_iter().collect();
@@ -159,12 +160,13 @@ pub fn with_batch<const N: usize>(of: [(i64, i64); N]) -> ([Row; N], Batch) {
     (rows, batch)
 }
 
-/// So many tries before a gate is shut, which then stays shut for as long as it takes.
+/// A grace period with this number of tries before a barrier is shut. A barrier may stay shut for
+/// as long as every pending write needs to end.
 pub fn grace_period(tries: u32) -> GracePeriod {
     GracePeriod::after(GRACE).barrier_time(GRACE).tries(tries)
 }
 
-/// Time that passes for whoever waits, who lets the others go on.
+/// A runtime whose time passes by its own waits. A wait lets other threads run.
 pub struct Waits {
     clock: Clock,
     waited: Duration,
@@ -181,23 +183,23 @@ impl Runtime for Waits {
     }
 }
 
-/// How many keys of the votes a run left alone.
+/// The keys of all counters that a run left unsettled.
 pub fn unsettled(report: &Report) -> Vec<KeyBuf> {
     report.counters.iter().flat_map(|counter| counter.unsettled_keys.clone()).collect()
 }
 
-/// Three keys, in order of nothing.
+/// Three keys; their names do not say their order.
 #[derive(Debug, Clone, Copy)]
 pub struct Keys {
     pub here: i64,
-    /// In the stripe of `here`.
+    /// A key in the stripe of `here`.
     pub beside: i64,
-    /// In another.
+    /// A key in another stripe.
     pub there: i64,
 }
 
-/// Keys are spread by a hash that is seeded by the process; so a gate is shut for one, and the
-/// others are tried.
+/// Finds keys by their stripe. The hash that spreads keys over stripes is seeded by the process, so
+/// this shuts the barrier of one key and tries to begin at the others.
 pub fn keys() -> Keys {
     static KEYS: OnceLock<Keys> = OnceLock::new();
     *KEYS.get_or_init(|| once(find_keys))
@@ -217,7 +219,8 @@ fn find_keys() -> Keys {
     audit
         .add(VOTES, |_| {
             calls += 1;
-            // First for the page; then for its one suspect, while the gate is shut.
+            // The first call reads the page. The second one recounts its differing key while the
+            // barrier is shut.
             if calls == 2 {
                 let other = |is: bool| (HERE + 1..MAX).find(|key| waits(*key) == is).unwrap();
                 found = Some(Keys { here: HERE, beside: other(true), there: other(false) });

@@ -1,5 +1,5 @@
-//! Writers of one store beside each other and beside who looks: every delta counts once, a batch is
-//! seen whole or not at all, and so is its offset.
+//! Concurrent writers of one store beside readers: every delta counts once, and a batch and its
+//! offset are visible together or not at all.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use keepcount::{Error, MemoryStore, Snapshot, StreamRange};
 use super::threads::{check, check_all, thread};
 use super::world::{Keys, SCHEMA, VOTES, batch, keys, rows};
 
-/// What was there at the moment of a snapshot.
+/// A store with the state of a snapshot.
 fn restored(snapshot: &Snapshot) -> MemoryStore {
     MemoryStore::restore(&SCHEMA, snapshot).unwrap()
 }
@@ -31,7 +31,7 @@ fn two_writers_of_one_key_count_both() {
 }
 
 #[test]
-fn three_writers_of_keys_here_and_there_count_all() {
+fn three_writers_over_two_stripes_lose_no_delta() {
     let Keys { here, beside, there } = keys();
     check(move || {
         let store = MemoryStore::new(&SCHEMA);
@@ -61,7 +61,11 @@ fn a_batch_over_two_stripes_is_seen_whole_or_not_at_all() {
             scope.spawn(|| {
                 for _ in 0..2 {
                     let seen = totals(&restored(&store.snapshot()));
-                    assert_eq!(seen.values().sum::<i64>(), 0, "a half: {seen:?}");
+                    assert_eq!(
+                        seen.values().sum::<i64>(),
+                        0,
+                        "a part of a batch is visible: {seen:?}"
+                    );
                 }
             });
         });
@@ -70,7 +74,7 @@ fn a_batch_over_two_stripes_is_seen_whole_or_not_at_all() {
 }
 
 #[test]
-fn a_batch_that_overflows_in_its_middle_leaves_nothing() {
+fn batch_that_overflows_in_its_middle_changes_nothing() {
     let Keys { here, beside, there } = keys();
     check(move || {
         let store = MemoryStore::new(&SCHEMA);
@@ -85,17 +89,17 @@ fn a_batch_that_overflows_in_its_middle_leaves_nothing() {
             scope.spawn(|| {
                 let seen = totals(&restored(&store.snapshot()));
                 let sum: i128 = seen.values().map(|total| i128::from(*total)).sum();
-                assert_eq!(sum, i64::MAX.into(), "a half: {seen:?}");
+                assert_eq!(sum, i64::MAX.into(), "a part of a batch is visible: {seen:?}");
             });
         });
         assert_eq!(totals(&store), [(here, 10), (beside, i64::MAX), (there, -10)].into());
     });
 }
 
-/// The batch that takes a total out of the room in which nothing can overflow, beside others that
-/// counted on it.
+/// One batch raises a total to `i64::MAX`, beyond the range in which no batch can overflow. The
+/// batches beside it have begun while the total was within that range.
 #[test]
-fn batches_that_fill_a_total_beside_others_count_all() {
+fn concurrent_batches_that_fill_a_total_to_the_largest_i64_lose_no_delta() {
     const ROOM: i64 = 1 << 62;
     let Keys { here, there, .. } = keys();
     check(move || {
@@ -115,14 +119,14 @@ fn batches_that_fill_a_total_beside_others_count_all() {
 }
 
 #[test]
-fn appliers_of_one_stream_count_each_event_once_and_its_offset_is_of_the_same_moment() {
+fn appliers_of_one_stream_count_each_event_once_and_keep_its_offset_consistent() {
     const EVENTS: u64 = 2;
     let Keys { here, there, .. } = keys();
     check(move || {
         let store = MemoryStore::new(&SCHEMA);
         let deliver = || {
             for event in 1..=EVENTS {
-                // Delivered twice, and by both.
+                // Each event is delivered twice, by both threads.
                 for _ in 0..2 {
                     store
                         .apply_idempotent(
@@ -138,7 +142,7 @@ fn appliers_of_one_stream_count_each_event_once_and_its_offset_is_of_the_same_mo
             scope.spawn(deliver);
             scope.spawn(|| {
                 let moment = restored(&store.snapshot());
-                // Mark and totals of one moment, whichever it is.
+                // The offset and the totals of a snapshot are of the same moment.
                 let events = moment.offset("s");
                 let each = i64::try_from(events).unwrap();
                 let expected = [(here, each), (there, each)].into_iter().filter(|_| events > 0);
@@ -150,9 +154,9 @@ fn appliers_of_one_stream_count_each_event_once_and_its_offset_is_of_the_same_mo
     });
 }
 
-/// An event that is refused, or that counts nothing, beside others of its stream.
+/// One event counts nothing and one can be refused for a gap, beside others of their stream.
 #[test]
-fn a_stream_goes_on_behind_events_that_count_nothing_or_leave_a_gap() {
+fn stream_continues_after_events_that_count_nothing_or_leave_a_gap() {
     check(|| {
         let store = MemoryStore::new(&SCHEMA);
         let apply = |of: &[_], first, last| {

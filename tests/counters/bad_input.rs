@@ -1,6 +1,6 @@
-//! What can be wrong with what the library is given, from a key that is too long to a disk that is
-//! full: each is a clear error that names the thing and says what to do next; nothing is applied,
-//! nothing is lost, nothing panics.
+//! Bad input and bad conditions, from a key that is too long to a disk that is full. Each is a
+//! clear error that names its subject and says what to do next. Nothing is applied, nothing is
+//! lost, nothing panics.
 
 use std::fs;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ const PAIRS: Counter<(String, u8)> = Counter::new("tag.pairs");
 const SCHEMA: Schema = Schema::new(&[VOTES.table(), USES.table(), LIKES.table(), PAIRS.table()]);
 const TABLES: [&str; 4] = ["show_votes", "tag_uses", "user_likes", "tag_pairs"];
 
-/// An application's database: a table of its own, and totals that must stay as they are.
+/// Fills an application's database: a table of its own, and totals that must not change.
 fn fill(conn: &Connection) {
     conn.execute_batch("CREATE TABLE votes (id INTEGER PRIMARY KEY)").unwrap();
     SqliteStore::new(conn, &SCHEMA).create().unwrap();
@@ -34,7 +34,7 @@ fn database() -> Connection {
     conn
 }
 
-/// The same in a file, which several connections open; none of them waits for a lock.
+/// The same database in a file that several connections open. None of them waits for a lock.
 struct File {
     _dir: TempDir,
     path: PathBuf,
@@ -77,7 +77,7 @@ fn several() -> Batch {
     batch(&[(1, 1), (2, 1), (3, 1), (4, 1)], &["folk", "rock"])
 }
 
-/// A batch of one.
+/// A batch of one total.
 fn single() -> Batch {
     batch(&[(2, 1)], &[])
 }
@@ -188,10 +188,10 @@ fn an_unknown_counter_is_named() {
     assert_error(SCHEMA.find("show.comments"), Recovery::Permanent, &["show.comments"]);
 }
 
-/// A batch with a key that SQL cannot hold among good ones is refused before anything is written,
-/// in and outside a transaction.
+/// Checks that a batch with one key that SQL cannot hold is refused before anything is written,
+/// inside and outside a transaction.
 #[track_caller]
-fn refused_by_sql<K: Key + Clone + keepcount::AsKey<K>>(
+fn assert_refused_by_sql<K: Key + Clone + keepcount::AsKey<K>>(
     counter: Counter<K>,
     key: &K,
     cause: &KeyError,
@@ -224,10 +224,15 @@ fn refused_by_sql<K: Key + Clone + keepcount::AsKey<K>>(
 fn a_text_over_1024_bytes_is_refused_and_one_of_1024_is_not() {
     let cause = |bytes| KeyError::TooLong { bytes, most: 1024 };
     let names = ["counter tag.uses", "1025 bytes", "1024"];
-    refused_by_sql(USES, &"x".repeat(1025), &cause(1025), &names);
-    refused_by_sql(USES, &("\u{e9}".repeat(512) + "x"), &cause(1025), &names);
-    refused_by_sql(USES, &"\0".repeat(5_000), &cause(5_000), &["counter tag.uses", "5000 bytes"]);
-    refused_by_sql(
+    assert_refused_by_sql(USES, &"x".repeat(1025), &cause(1025), &names);
+    assert_refused_by_sql(USES, &("\u{e9}".repeat(512) + "x"), &cause(1025), &names);
+    assert_refused_by_sql(
+        USES,
+        &"\0".repeat(5_000),
+        &cause(5_000),
+        &["counter tag.uses", "5000 bytes"],
+    );
+    assert_refused_by_sql(
         PAIRS,
         &("y".repeat(1025), 7),
         &cause(1025),
@@ -250,7 +255,7 @@ fn a_text_over_1024_bytes_is_refused_and_one_of_1024_is_not() {
 fn an_unsigned_key_beyond_the_integers_of_sql_is_refused() {
     for key in [i64::MAX.cast_unsigned() + 1, u64::MAX] {
         let cause = KeyError::Range { wanted: "the integers of SQL", value: key.to_string() };
-        refused_by_sql(
+        assert_refused_by_sql(
             LIKES,
             &key,
             &cause,
@@ -284,7 +289,7 @@ fn an_overflow_in_a_transaction_names_counter_and_key_and_the_transaction_goes_o
 }
 
 #[test]
-fn a_stored_key_that_is_none_of_its_counter_is_an_error_not_a_panic() {
+fn stored_key_that_does_not_fit_its_counter_is_an_error_not_a_panic() {
     for (insert, counter, names) in [
         ("INSERT INTO user_likes VALUES (-1, 5)", LIKES.id(), ["user.likes", "-1"]),
         ("INSERT INTO tag_pairs VALUES ('rock', 300, 5)", PAIRS.id(), ["tag.pairs", "300"]),
@@ -314,7 +319,7 @@ fn a_stored_key_that_is_none_of_its_counter_is_an_error_not_a_panic() {
 // Tables.
 
 #[test]
-fn a_database_without_the_tables_says_how_to_make_them() {
+fn missing_tables_are_an_error_that_says_how_to_create_them() {
     let conn = Connection::open_in_memory().unwrap();
     assert_schema(store(&conn).check(), "keepcount_counters", &["create()", "sql::ddl"]);
     assert_schema(store(&conn).apply(&mut single()), "show_votes", &["absent", "show.votes"]);
@@ -343,7 +348,7 @@ fn a_zero_byte_file_is_an_empty_database() {
 }
 
 #[test]
-fn a_file_that_is_no_database_is_left_alone() {
+fn file_that_is_not_a_database_is_refused_and_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("letter.txt");
     let letter = "Dear Sir or Madam, ".repeat(500);
@@ -454,7 +459,7 @@ fn a_text_key_that_does_not_sort_by_bytes_is_refused() {
 }
 
 #[test]
-fn a_counter_that_left_the_catalogue_is_named() {
+fn counter_missing_from_the_catalogue_is_named() {
     let conn = database();
     conn.execute_batch("DELETE FROM keepcount_counters WHERE name = 'tag.uses'").unwrap();
     let before = dump(&conn);
@@ -464,7 +469,7 @@ fn a_counter_that_left_the_catalogue_is_named() {
 }
 
 #[test]
-fn a_foreign_table_of_the_same_name_is_refused_and_nothing_is_made() {
+fn foreign_table_of_the_same_name_is_refused_and_nothing_is_created() {
     for (foreign, table) in [
         (
             "CREATE TABLE show_votes (show INTEGER, votes INTEGER); INSERT INTO show_votes VALUES (1, 2)",
@@ -519,10 +524,9 @@ fn a_catalogue_that_is_not_keepcounts_is_refused() {
     }
 }
 
-/// Two connections with a shared cache lock single tables, so here the catalogue, and nothing else,
-/// is locked.
+/// Connections with a shared cache lock single tables. So here only the catalogue is locked.
 #[test]
-fn a_catalogue_that_is_locked_is_busy_and_not_foreign() {
+fn locked_catalogue_is_busy_and_not_taken_for_a_foreign_table() {
     let uri = "file:locked-catalogue?mode=memory&cache=shared";
     let (conn, other) = (Connection::open(uri).unwrap(), Connection::open(uri).unwrap());
     fill(&conn);
@@ -535,7 +539,7 @@ fn a_catalogue_that_is_locked_is_busy_and_not_foreign() {
 /// A table of this name in the connection's temporary schema would hide the real one from every
 /// statement.
 #[test]
-fn a_temporary_table_does_not_take_the_totals() {
+fn temporary_table_of_the_same_name_does_not_receive_totals() {
     let conn = database();
     conn.execute_batch(
         "CREATE TEMP TABLE show_votes (key INTEGER NOT NULL PRIMARY KEY, total INTEGER NOT NULL) STRICT, WITHOUT ROWID",
@@ -549,7 +553,7 @@ fn a_temporary_table_does_not_take_the_totals() {
 }
 
 #[test]
-fn a_dropped_totals_table_is_named_and_what_was_written_before_is_taken_back() {
+fn dropped_table_of_totals_is_named_and_the_batch_is_taken_back() {
     for table in TABLES {
         let conn = database();
         conn.execute_batch(&format!("DROP TABLE {table}")).unwrap();
@@ -605,7 +609,7 @@ fn a_held_write_lock_is_busy_and_a_retry_helps() {
         assert_busy(store(&conn).apply(&mut several()), &["totals", "locked", "try again"]);
         assert_busy(store(&conn).create(), &["locked"]);
         assert!(conn.is_autocommit());
-        // A transaction that has not read yet: it may wait and go on.
+        // A transaction that has not read yet may wait and go on.
         conn.execute_batch("BEGIN").unwrap();
         assert_busy(store(&conn).apply(&mut several()), &["show.votes", "locked"]);
         assert_busy(store(&conn).apply(&mut single()), &["show.votes", "locked"]);
@@ -630,15 +634,15 @@ fn an_exclusive_lock_makes_reading_busy() {
     assert_busy(store(&conn).check(), &["locked"]);
 }
 
-/// Without WAL a reader keeps a writer from committing: the writer has written everything by then.
+/// Without WAL, a reader keeps a writer from committing, after the writer has written everything.
 #[test]
-fn a_commit_that_meets_a_reader_is_busy_and_leaves_nothing() {
+fn commit_blocked_by_a_reader_is_busy_and_leaves_nothing() {
     let file = File::new("DELETE");
     let (conn, reader) = (file.open(), file.open());
     let before = dump(&reader);
     reader.execute_batch("BEGIN; SELECT count(*) FROM votes").unwrap();
     assert_busy(store(&conn).apply(&mut several()), &["show.votes, tag.uses", "locked"]);
-    assert!(conn.is_autocommit(), "nothing is left open");
+    assert!(conn.is_autocommit(), "no transaction is left open");
     assert_busy(store(&conn).apply(&mut single()), &["show.votes", "locked"]);
     reader.execute_batch("COMMIT").unwrap();
     assert_eq!(dump(&conn), before);
@@ -646,7 +650,7 @@ fn a_commit_that_meets_a_reader_is_busy_and_leaves_nothing() {
 }
 
 #[test]
-fn a_transaction_that_read_before_another_wrote_is_told_to_begin_immediate() {
+fn error_of_an_overtaken_transaction_says_to_begin_immediate() {
     let file = File::new("WAL");
     let (conn, other) = (file.open(), file.open());
     conn.execute_batch("BEGIN; SELECT count(*) FROM votes").unwrap();
@@ -695,7 +699,7 @@ fn a_read_only_connection_reads_and_refuses_to_write() {
     assert_database(store(&conn).create(), &["readonly"]);
 }
 
-/// More than the disk takes: the first totals of the batch fit, later ones do not.
+/// More than fits on the disk: the first totals of the batch fit, later ones do not.
 fn too_many() -> Batch {
     let mut batch = several();
     (0..500).for_each(|tag| batch.add(USES, format!("{tag:0>1000}"), 1));
@@ -742,9 +746,9 @@ fn a_full_disk_in_a_transaction_loses_the_transaction_and_says_so() {
     }
 }
 
-/// A batch of one total has no savepoint or transaction of its own to notice the loss.
+/// A batch of one total has no savepoint or transaction of its own that would reveal the loss.
 #[test]
-fn a_full_disk_in_a_transaction_is_noticed_by_a_batch_of_one() {
+fn full_disk_in_a_transaction_is_detected_by_a_batch_of_one() {
     let file = File::new("WAL");
     let conn = file.open();
     fill_disk(&conn);
@@ -764,9 +768,9 @@ fn a_full_disk_in_a_transaction_is_noticed_by_a_batch_of_one() {
 
 /// Totals other than 0 of two counters, and the number of rows. A batch that was taken back may
 /// leave new keys at 0.
-type WhatCounts = (Vec<(i64, i64)>, Vec<(String, i64)>, i64);
+type NonzeroState = (Vec<(i64, i64)>, Vec<(String, i64)>, i64);
 
-fn what_counts(conn: &Connection) -> WhatCounts {
+fn nonzero_state(conn: &Connection) -> NonzeroState {
     (store(conn).totals(VOTES).unwrap(), store(conn).totals(USES).unwrap(), votes(conn))
 }
 
@@ -784,21 +788,21 @@ const REFUSALS: [(&str, &str); 2] = [
 ];
 
 #[test]
-fn a_refused_total_in_a_transaction_takes_its_batch_back_and_the_transaction_goes_on() {
+fn refused_total_takes_its_batch_back_and_the_transaction_goes_on() {
     for (trigger, counter) in REFUSALS {
         for file in [File::new("WAL"), File::new("DELETE")] {
             let conn = file.open();
             conn.execute_batch(&format!("{trigger} (ABORT, 'not this one'); END")).unwrap();
             conn.execute_batch("BEGIN IMMEDIATE; INSERT INTO votes VALUES (7)").unwrap();
             store(&conn).apply(&mut batch(&[(1, 5), (9, 9)], &["pop"])).unwrap();
-            let before = what_counts(&conn);
+            let before = nonzero_state(&conn);
             assert_database(store(&conn).apply(&mut several()), &[counter, "not this one"]);
             assert!(!conn.is_autocommit());
-            assert_eq!(what_counts(&conn), before, "{trigger}");
+            assert_eq!(nonzero_state(&conn), before, "{trigger}");
             store(&conn).apply(&mut batch(&[(2, 1)], &["rock"])).unwrap();
             conn.execute_batch("COMMIT").unwrap();
 
-            let (totals, tags, rows) = what_counts(&file.open());
+            let (totals, tags, rows) = nonzero_state(&file.open());
             assert_eq!(totals, [(1, 15), (2, 21), (3, 30), (9, 9)]);
             assert_eq!(tags, [("pop".to_owned(), 2), ("rock".to_owned(), 2)]);
             assert_eq!(rows, 1);
@@ -824,7 +828,7 @@ fn a_refused_total_outside_a_transaction_leaves_nothing() {
 fn a_trigger_that_rolls_back_loses_the_transaction() {
     for (trigger, counter) in REFUSALS {
         let conn = database();
-        let before = what_counts(&conn);
+        let before = nonzero_state(&conn);
         conn.execute_batch(&format!("{trigger} (ROLLBACK, 'not this one'); END")).unwrap();
         conn.execute_batch("BEGIN IMMEDIATE; INSERT INTO votes VALUES (7)").unwrap();
         assert_lost(
@@ -832,16 +836,15 @@ fn a_trigger_that_rolls_back_loses_the_transaction() {
             &[counter, "not this one", "the whole transaction was rolled back"],
         );
         assert!(conn.is_autocommit());
-        assert_eq!(what_counts(&conn), before);
+        assert_eq!(nonzero_state(&conn), before);
     }
 }
 
-/// What was written cannot be taken away again: then the rows that belong to it may not stay
-/// either.
+/// If written deltas cannot be taken back, the rows that belong to them must not stay either.
 #[test]
 fn a_batch_that_cannot_be_taken_back_loses_the_transaction() {
     let conn = database();
-    let before = what_counts(&conn);
+    let before = nonzero_state(&conn);
     conn.execute_batch(
         "CREATE TRIGGER grows BEFORE UPDATE ON show_votes WHEN NEW.total < OLD.total BEGIN SELECT RAISE(ABORT, 'less'); END;
          CREATE TRIGGER t BEFORE INSERT ON tag_uses WHEN NEW.key = 'folk' BEGIN SELECT RAISE(ABORT, 'not this one'); END;
@@ -853,10 +856,10 @@ fn a_batch_that_cannot_be_taken_back_loses_the_transaction() {
         &["tag.uses", "not this one", "the whole transaction was rolled back"],
     );
     assert!(conn.is_autocommit());
-    assert_eq!(what_counts(&conn), before);
+    assert_eq!(nonzero_state(&conn), before);
 }
 
-/// The least and the greatest delta have no opposite of 64 bits.
+/// `i64::MIN` has no negation in 64 bits.
 #[test]
 fn deltas_at_the_ends_of_64_bits_are_taken_back() {
     for amount in [i64::MIN, i64::MAX] {
@@ -866,31 +869,30 @@ fn deltas_at_the_ends_of_64_bits_are_taken_back() {
             REFUSALS[1].0
         ))
         .unwrap();
-        let before = what_counts(&conn);
+        let before = nonzero_state(&conn);
         assert_database(
             store(&conn).apply(&mut batch(&[(-5, amount), (77, amount)], &["folk"])),
             &["tag.uses"],
         );
-        assert_eq!(what_counts(&conn), before);
+        assert_eq!(nonzero_state(&conn), before);
         assert!(!conn.is_autocommit());
     }
 }
 
-/// A trigger that skips a write makes no error of it in SQLite; the delta would be lost without a
-/// word.
+/// SQLite returns no error if a trigger skips a write. The delta would be lost silently.
 #[test]
-fn a_write_that_a_trigger_skips_is_not_taken_for_done() {
+fn write_that_a_trigger_skips_is_an_error() {
     let conn = database();
-    let before = what_counts(&conn);
+    let before = nonzero_state(&conn);
     conn.execute_batch(&format!("{} (IGNORE); END", REFUSALS[0].0)).unwrap();
     let applied = store(&conn).apply(&mut several());
     let skipped = store(&conn).total(VOTES, 3).unwrap() == 30;
     assert!(skipped && applied.is_err(), "{applied:?}");
-    assert_eq!(what_counts(&conn), before);
+    assert_eq!(nonzero_state(&conn), before);
 }
 
-/// A trigger may leave a write that it fails (RAISE(FAIL)), or write something else: nothing could
-/// vouch for the totals.
+/// A trigger may fail a statement and keep its write (RAISE(FAIL)), or write something else. Totals
+/// could not be trusted then.
 #[test]
 fn a_table_of_totals_with_a_trigger_is_refused_by_check() {
     let conn = database();
@@ -900,7 +902,8 @@ fn a_table_of_totals_with_a_trigger_is_refused_by_check() {
     assert!(matches!(error, Error::SchemaMismatch { .. }), "{error:?}");
 }
 
-/// SQLite takes a quoted name that is no column for a text: a read would find no key, and answer 0.
+/// SQLite takes a quoted name that is not a column for a text. A read would find no key, and return
+/// 0.
 #[test]
 fn reading_a_table_of_other_columns_is_an_error_and_not_zero() {
     for columns in ["show INTEGER, total INTEGER", "key INTEGER, votes INTEGER", "a, b"] {

@@ -1,5 +1,5 @@
-//! Every store passes one suite: in memory, in SQLite inside and outside a transaction, and one
-//! that a third party might write; and the suite fails for stores that are wrong.
+//! Every store passes one suite: in memory, in SQLite inside and outside a transaction, and a naive
+//! store that a third party might write. The suite fails for every planted fault.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -25,7 +25,7 @@ mod memory_shared {
     ))));
 }
 
-/// What a function that takes `impl Store` gets from a caller who keeps the store.
+/// A `&mut MemoryStore`, which a caller passes to a function that takes `impl Store`.
 mod memory_lent {
     use keepcount::MemoryStore;
 
@@ -46,7 +46,7 @@ mod third_party {
     keepcount::conformance_tests!(super::Naive::default);
 }
 
-/// A database of its own for each case; leaked, because a store borrows it.
+/// A new database for each case. It is leaked, because a store borrows it.
 fn tables() -> &'static Connection {
     let conn = Box::leak(Box::new(Connection::open_in_memory().unwrap()));
     conn.set_prepared_statement_cache_capacity(64);
@@ -54,8 +54,8 @@ fn tables() -> &'static Connection {
     conn
 }
 
-/// A store in a caller's transaction: whatever is applied or refused, the transaction stays, with
-/// its rows; at the end it commits.
+/// A store in a caller's transaction. The transaction and its rows stay, whatever is applied or
+/// refused. At the end it commits.
 struct InTransaction {
     conn: &'static Connection,
     store: SqliteStore<'static>,
@@ -119,8 +119,8 @@ impl Drop for InTransaction {
     }
 }
 
-/// What somebody might write first: a map, copied before each batch; it keeps zeros, and shows them
-/// in pages.
+/// A simple store: a map that is copied before each batch. It keeps totals of 0 and returns them in
+/// pages.
 #[derive(Default)]
 struct Naive {
     totals: BTreeMap<(&'static str, KeyBuf), i64>,
@@ -192,7 +192,7 @@ impl Store for Naive {
     }
 }
 
-/// A store that is right but for one thing.
+/// A correct store with one fault.
 struct Broken {
     inner: Naive,
     fault: Fault,
@@ -203,69 +203,69 @@ enum Fault {
     None,
     /// The last delta of a batch of several is dropped.
     DropsADelta,
-    /// Deltas before the one that overflows stay.
+    /// The deltas before the one that overflows are kept.
     KeepsHalfABatch,
-    /// An overflow is no error.
+    /// An overflow is not reported.
     SwallowsOverflow,
     /// Totals below zero are read as zero.
     HidesNegatives,
     /// A page starts with the key that it should follow.
     RepeatsAKey,
-    /// A page goes on when it is full.
+    /// A page holds more keys than its limit.
     IgnoresTheLimit,
     /// Texts sort by their length first.
     SortsOtherwise,
-    /// What is not known is taken for absent.
+    /// A batch with an unknown counter is not refused.
     AcceptsUnknownCounters,
-    /// What two record types add to one counter is applied.
+    /// A batch in which two record types add to one counter is not refused.
     IgnoresRecords,
-    /// What it holds with another version is taken as its own.
+    /// A batch for another version of a counter is not refused.
     IgnoresVersions,
     /// An empty batch counts as a write.
     CountsEmptyBatches,
-    /// Two counters share their keys.
+    /// A total is the sum of all counters at its key.
     MixesCounters,
-    /// A batch of one is not added but set.
+    /// A single delta is assigned to its total, not added.
     AssignsSingles,
-    /// Totals come in the order of keys.
+    /// Totals come in key order, not in the order of the request.
     SortsTheRequest,
-    /// The offset of a batch that is refused moves.
+    /// A refused batch moves its offset.
     MovesOffsetsOfRefusals,
-    /// What was applied before is applied again.
+    /// A repeated batch is applied again.
     AppliesRepeats,
-    /// What was applied before is not, but nobody is told.
+    /// A repeated batch is skipped, but the result does not say so.
     HidesSkips,
-    /// What was skipped is told as if it had been written.
+    /// The result of a skipped batch reports a written total.
     TellsSkippedDeltas,
-    /// An offset goes back to what is delivered again.
+    /// A repeated batch sets the offset back.
     LowersOffsets,
-    /// What leaves a gap is skipped.
+    /// A batch that leaves a gap is skipped.
     SkipsGaps,
-    /// What leaves a gap is applied.
+    /// A batch that leaves a gap is applied.
     AppliesGaps,
-    /// What was applied in part is skipped.
+    /// A batch that was applied in part is skipped.
     SkipsOverlaps,
-    /// What was applied in part is applied.
+    /// A batch that was applied in part is applied.
     AppliesOverlaps,
-    /// An offset moves only with totals.
+    /// An empty batch does not move the offset.
     ForgetsEmptyBatches,
-    /// An offset moves by one, however many events a batch stands for.
+    /// An offset moves by one for each batch, not by the number of its events.
     CountsBatches,
     /// All streams share one offset.
     SharesOneOffset,
-    /// Streams are told apart by small letters.
+    /// Stream names are compared without case.
     FoldsStreams,
-    /// A batch without an offset moves offsets too.
+    /// A batch without an offset moves all offsets.
     MovesOffsetsOfEveryApply,
-    /// Whether a batch has room is looked at before its offset.
+    /// Rollups are updated, and may overflow, before the offset is checked.
     UpdatesRollupsBeforeItLooks,
-    /// A batch that was applied can be applied again.
+    /// An applied batch keeps its deltas, so it can be applied again.
     KeepsAppliedBatches,
-    /// A batch that was skipped can be applied again.
+    /// A skipped batch keeps its deltas, so it can be applied again.
     KeepsSkippedBatches,
-    /// A batch that was refused is gone.
+    /// A refused batch is emptied.
     EmptiesRefusedBatches,
-    /// What was applied is forgotten before a ranking can follow it.
+    /// An applied batch forgets its deltas before a leaderboard can follow them.
     ClearsAppliedBatches,
 }
 
@@ -463,7 +463,7 @@ impl Broken {
     }
 }
 
-/// What a case says to a store with this fault.
+/// The message with which a case fails on a store with this fault, if it fails.
 fn failure(fault: Fault, case: &str) -> Option<String> {
     let mut store = Broken { inner: Naive::default(), fault };
     let panic =
@@ -529,7 +529,7 @@ fn the_suite_fails_for_every_fault() {
 }
 
 #[test]
-fn a_failure_says_case_step_and_difference() {
+fn failure_message_names_case_step_and_difference() {
     assert_eq!(
         failure(Fault::AssignsSingles, "one_delta_is_one_total").unwrap(),
         "conformance case one_delta_is_one_total, step 5: conformance.number v1 (i64), key 7: 3 was read, not 5"
@@ -537,7 +537,7 @@ fn a_failure_says_case_step_and_difference() {
 }
 
 #[test]
-fn every_case_applies_and_looks_under_a_name_of_its_own() {
+fn every_case_applies_and_reads_and_has_a_unique_name() {
     let cases = conformance::cases();
     for case in &cases {
         let is_apply = |call: &Call| matches!(call, Call::Apply(_) | Call::ApplyIdempotent { .. });
@@ -551,8 +551,8 @@ fn every_case_applies_and_looks_under_a_name_of_its_own() {
     assert_eq!(names.len(), cases.len());
 }
 
-/// `Store::totals` reads pages of 4,096 and leaves zeros out: the numbers around them are where it
-/// could end too early.
+/// `Store::totals` reads pages of 4,096 and leaves totals of 0 out. It could end too early at
+/// numbers of keys around multiples of the page size.
 #[test]
 fn totals_are_complete_around_the_size_of_a_page() {
     const NUMBER: Counter<i64> = Counter::new("conformance.number");

@@ -1,4 +1,4 @@
-//! Every day of the calendar, counted one by one, beside the type's arithmetic.
+//! The arithmetic of `Date`, checked against a count of every day of the calendar.
 
 use keepcount::{Date, KeyBuf};
 
@@ -20,8 +20,8 @@ fn every_day_of_the_calendar_follows_the_one_before() {
                 let date = Date::new(year, month, day).unwrap();
                 assert_eq!(date.days(), expected, "{year}-{month}-{day}");
                 assert_eq!(Date::from_days(expected), Some(date));
-                // Texts of every seventh day and of the ends of months only: in a debug build they
-                // take most of the time.
+                // Only every seventh day and the ends of months are tested as texts, which take
+                // most of the time in a debug build.
                 if expected % 7 == 0 || day > 27 {
                     let text = format!("{year:04}-{month:02}-{day:02}");
                     assert_eq!(date.to_string(), text);
@@ -43,7 +43,7 @@ fn every_day_of_the_calendar_follows_the_one_before() {
 }
 
 #[test]
-fn what_is_no_date_is_refused_by_name() {
+fn text_that_is_not_a_date_is_refused_and_named() {
     for text in [
         "",
         "2024-02-30",
@@ -73,7 +73,7 @@ fn what_is_no_date_is_refused_by_name() {
 }
 
 #[test]
-fn nothing_lies_outside_the_calendar() {
+fn days_outside_the_calendar_are_none() {
     assert_eq!((Date::MIN.plus(-1), Date::MAX.plus(1)), (None, None));
     assert_eq!((Date::MIN.plus(i32::MIN), Date::MAX.plus(i32::MAX)), (None, None));
     assert_eq!((Date::from_days(i32::MIN), Date::from_days(i32::MAX)), (None, None));

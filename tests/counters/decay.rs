@@ -1,4 +1,4 @@
-//! Decayed sums beside exact arithmetic with integers of any size.
+//! Decayed sums, checked against exact arithmetic with big integers.
 #![allow(clippy::cast_precision_loss)]
 
 use keepcount::{Decayed, HalfLife};
@@ -6,7 +6,7 @@ use num_bigint::BigInt;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-/// The sum itself, times two to the power of `-least`.
+/// The exact sum, multiplied by two to the power of `-least`.
 fn exact(totals: &[(i64, i64)], least: i64) -> BigInt {
     totals
         .iter()
@@ -18,16 +18,17 @@ fn power(base: i64, exponent: u32) -> BigInt {
     BigInt::from(base).pow(exponent)
 }
 
-/// 2^30 x 2^(r / H) lies within half a unit of the weight: both sides to the power of H are
-/// integers.
+/// A weight is within half a unit of 2^30 x 2^(r / H). The comparison raises both sides to the
+/// power of H, which makes them integers.
 #[test]
-fn every_weight_of_short_half_lives_is_the_nearest() {
+fn weights_of_short_half_lives_are_rounded_to_the_nearest_integer() {
     for seconds in (1..=60).chain([97, 128, 211]) {
         let half_life = HalfLife::seconds(seconds);
         let times = u32::try_from(seconds).unwrap();
         for into in 0..seconds {
             let weight = half_life.weight(into);
-            let doubled = BigInt::from(1) << usize::try_from(31 * seconds + into).unwrap(); // (2 x 2^30 x 2^(r/H))^H
+            // (2 x 2^30 x 2^(r/H))^H
+            let doubled = BigInt::from(1) << usize::try_from(31 * seconds + into).unwrap();
             assert!(power(2 * weight - 1, times) <= doubled, "{into} of {seconds}: {weight}");
             assert!(doubled <= power(2 * weight + 1, times), "{into} of {seconds}: {weight}");
             assert_eq!(
@@ -57,7 +58,7 @@ fn weights_of_long_half_lives_rise_from_one_to_two() {
 }
 
 #[test]
-fn no_time_is_too_early_or_too_late() {
+fn times_at_both_ends_of_64_bits_are_valid() {
     for half_life in [HalfLife::seconds(1), HalfLife::days(7), HalfLife::seconds(i64::MAX)] {
         for at in [i64::MIN, i64::MIN + 1, -1, 0, 1, i64::MAX] {
             assert!((1 << 30..=1 << 31).contains(&half_life.weight(at)));
@@ -70,13 +71,13 @@ fn no_time_is_too_early_or_too_late() {
         }
     }
     let apart = Decayed::sum([(i64::MAX, i64::MAX), (i64::MIN, i64::MIN), (0, -1)]);
-    assert!(apart.to_bytes().len() < 120, "far epochs take no row of digits between them");
+    assert!(apart.to_bytes().len() < 120, "no digits are stored between far epochs");
     assert!(apart > Decayed::sum([(i64::MAX, i64::MAX), (i64::MIN, i64::MIN), (1, -1)]));
     assert!(apart < Decayed::sum([(i64::MAX, i64::MAX), (i64::MIN, i64::MAX), (0, -1)]));
 }
 
 #[test]
-fn a_half_life_is_above_nothing() {
+fn half_life_that_is_not_positive_is_refused() {
     for text in [
         "",
         "d",
@@ -110,13 +111,20 @@ fn a_half_life_is_above_nothing() {
 }
 
 fn total() -> impl Strategy<Value = i64> {
-    prop_oneof![4 => -4_i64..=4, 2 => any::<i32>().prop_map(i64::from), 1 => any::<i64>(), 1 => Just(i64::MIN), 1 => Just(i64::MAX)]
+    prop_oneof![
+        4 => -4_i64..=4,
+        2 => any::<i32>().prop_map(i64::from),
+        1 => any::<i64>(),
+        1 => Just(i64::MIN),
+        1 => Just(i64::MAX),
+    ]
 }
 
-/// Far below the highest digits, of which values are made, something tips what is half of one.
-/// Either result is right: the exact value is nearer to a half than the error that is allowed.
+/// Values are computed from the highest digits. A digit far below them can decide which way a half
+/// is rounded. Either result is right: the exact value is nearer to the half than the allowed
+/// error.
 #[test]
-fn a_half_that_something_tiny_tips_is_rounded_either_way() {
+fn half_decided_by_a_far_lower_digit_is_rounded_either_way() {
     let at = |more: i64| {
         let sum = Decayed::sum([(3_058, i64::MIN), (0, more)]);
         sum.at(HalfLife::seconds(1), 3_094, 74_900)
@@ -125,7 +133,8 @@ fn a_half_that_something_tiny_tips_is_rounded_either_way() {
     assert!(matches!(at(-1), Some(-9_363 | -9_362)), "{:?}", at(-1));
 }
 
-/// Close together, so that digits carry; and thousands of epochs apart.
+/// Totals of epochs that are close together, so that digits carry, and of epochs that are thousands
+/// apart.
 fn totals() -> impl Strategy<Value = Vec<(i64, i64)>> {
     let near = vec((-40_i64..40, total()), 0..8);
     let split = vec((-4_000_i64..4_000, total()), 0..8);
@@ -140,10 +149,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn sums_compare_by_value_and_so_do_their_bytes(one in totals(), two in totals(), common in totals()) {
+    fn sums_and_their_bytes_compare_by_value(
+        one in totals(), two in totals(), common in totals()
+    ) {
         let join = |own: &[(i64, i64)]| [own, &common].concat();
         for (one, two) in [(one.clone(), two.clone()), (join(&one), join(&two))] {
-            let (first, second) = (Decayed::sum(one.iter().copied()), Decayed::sum(two.iter().rev().copied()));
+            let first = Decayed::sum(one.iter().copied());
+            let second = Decayed::sum(two.iter().rev().copied());
             let wanted = exact(&one, MIN).cmp(&exact(&two, MIN));
             prop_assert_eq!(first.cmp(&second), wanted);
             prop_assert_eq!(first.to_bytes().cmp(&second.to_bytes()), wanted);
@@ -153,7 +165,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_taken_back_leaves_nothing(given in totals(), order in any::<u64>()) {
+    fn totals_that_cancel_sum_to_zero_in_any_order(given in totals(), order in any::<u64>()) {
         let mut both: Vec<(i64, i64)> = given.iter().flat_map(|(epoch, total)| {
             let total = (*total).max(-i64::MAX);
             [(*epoch, total), (*epoch, -total)]
@@ -162,25 +174,35 @@ proptest! {
         prop_assert!(Decayed::sum(both).is_zero());
     }
 
-    /// At the beginning of an epoch the value is a fraction of integers.
+    /// At the beginning of an epoch the exact value is a fraction of integers.
     #[test]
-    fn values_are_rounded_half_up(given in totals(), epoch in -4_100_i64..4_100, seconds in 1_i64..1_000_000, scale in 1_u32..100_000) {
-        let value = Decayed::sum(given.iter().copied()).at(HalfLife::seconds(seconds), epoch * seconds, scale);
-        // floor(sum x scale / 2^(epoch + 30) + 1/2), with everything times 2^-LEAST; what is nearer
-        // to a half than the error may go either way.
+    fn values_are_rounded_half_up(
+        given in totals(), epoch in -4_100_i64..4_100,
+        seconds in 1_i64..1_000_000, scale in 1_u32..100_000
+    ) {
+        let half_life = HalfLife::seconds(seconds);
+        let value = Decayed::sum(given.iter().copied()).at(half_life, epoch * seconds, scale);
+        // floor(sum x scale / 2^(epoch + 30) + 1/2), with all terms times 2^-MIN. A value nearer to
+        // a half than the error may be rounded either way.
         let sum: BigInt = exact(&given, MIN) * scale;
         let shift = usize::try_from(epoch + 30 - MIN).unwrap();
         let rounded = |sum: BigInt| -> BigInt { (sum + (BigInt::from(1) << (shift - 1))) >> shift };
         let error: BigInt = BigInt::from(sum.magnitude().clone()) >> 50_usize;
         let (least, most) = (rounded(&sum - &error), rounded(&sum + &error));
         match value {
-            Some(value) => prop_assert!(least <= value.into() && most >= value.into(), "{value} for {least} to {most}"),
+            Some(value) => prop_assert!(
+                least <= value.into() && most >= value.into(),
+                "{value} for {least} to {most}"
+            ),
             None => prop_assert!(least.bits() > 120, "{least} to {most}"),
         }
     }
 
     #[test]
-    fn a_vote_decays_by_half_in_a_half_life(created in -10_000_000_000_i64..10_000_000_000, later in 0_i64..5_000_000, hours in 1_i64..400) {
+    fn weight_of_a_vote_halves_in_each_half_life(
+        created in -10_000_000_000_i64..10_000_000_000,
+        later in 0_i64..5_000_000, hours in 1_i64..400
+    ) {
         let half_life = HalfLife::hours(hours);
         let vote = Decayed::sum([(half_life.epoch(created), half_life.weight(created))]);
         let value = vote.at(half_life, created + later, 1_000_000_000).unwrap();
@@ -189,7 +211,9 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_one_number_or_none(bytes in vec(prop_oneof![0_u8..3, any::<u8>()], 0..40)) {
+    fn bytes_decode_to_one_number_or_to_none(
+        bytes in vec(prop_oneof![0_u8..3, any::<u8>()], 0..40)
+    ) {
         if let Some(number) = Decayed::from_bytes(&bytes) {
             prop_assert_eq!(number.to_bytes(), bytes);
         }

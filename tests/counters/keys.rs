@@ -1,5 +1,5 @@
-//! Keys sort as their own type does, in every encoding that they have, come back as they were, and
-//! are never mixed up: a total under a wrong key cannot be told from a right one.
+//! Keys sort like their type in every encoding, decode to the same key, and are never mixed up. A
+//! total under a wrong key cannot be told from a right one.
 
 use std::cmp::Ordering;
 use std::fmt::Debug;
@@ -14,11 +14,17 @@ use uuid::Uuid;
 struct Slug(String);
 keepcount::key!(Slug(String), str);
 
-/// Characters that an encoding may trip over, and all others.
+/// Characters that are difficult to encode, and all others.
 fn character() -> impl Strategy<Value = char> {
     prop_oneof![
         4 => prop_oneof![Just('\0'), Just('\u{1}'), Just('\u{2}'), Just('a')],
-        1 => prop_oneof![Just('\u{7f}'), Just('\u{80}'), Just('\u{ffff}'), Just('\u{10000}'), Just('\u{10ffff}')],
+        1 => prop_oneof![
+            Just('\u{7f}'),
+            Just('\u{80}'),
+            Just('\u{ffff}'),
+            Just('\u{10000}'),
+            Just('\u{10ffff}')
+        ],
         2 => any::<char>(),
     ]
 }
@@ -27,7 +33,7 @@ fn text(most: usize) -> impl Strategy<Value = String> {
     vec(character(), 0..=most).prop_map(String::from_iter)
 }
 
-/// Two texts that are equal for a while, also longer than a key lives inline.
+/// Two texts with a common prefix, which may be longer than a key holds inline.
 fn texts() -> impl Strategy<Value = (String, String)> {
     (text(30), text(3), text(3))
         .prop_map(|(start, one, two)| (format!("{start}{one}"), start + &two))
@@ -71,7 +77,8 @@ fn sql_order(one: &[Value<'_>], two: &[Value<'_>]) -> Ordering {
     one.iter().zip(two).map(column).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
 }
 
-/// A key as parameters, which read back give the same key; none for a key that SQL cannot hold.
+/// A key as SQL parameters, after a check that they decode to the same key. `None` if SQL cannot
+/// hold the key.
 fn through_sql<K: Key>(raw: &KeyBuf) -> Option<Vec<Value<'_>>> {
     let id = Counter::<K>::new("c").id();
     let values = match sql::key_values(sql::Dialect::Sqlite, &id, raw) {
@@ -96,9 +103,9 @@ fn through_sql<K: Key>(raw: &KeyBuf) -> Option<Vec<Value<'_>>> {
     Some(values)
 }
 
-/// Every law for two keys: there and back, typed, untyped, in JSON and in SQL; and one order
-/// everywhere.
-fn laws<K: Key + AsKey<K> + Ord + Debug>(one: &K, two: &K) {
+/// Checks all laws for two keys: they survive a round trip typed, untyped, in JSON and in SQL, and
+/// have one order in all encodings.
+fn check_laws<K: Key + AsKey<K> + Ord + Debug>(one: &K, two: &K) {
     let encoded = [one, two].map(|key| {
         let raw = KeyBuf::of::<K>(key);
         assert_eq!(raw.decode::<K>().as_ref(), Ok(key));
@@ -124,72 +131,79 @@ fn laws<K: Key + AsKey<K> + Ord + Debug>(one: &K, two: &K) {
 proptest! {
     #[test]
     fn signed_integers_keep_order(
-        a in integers!(i8), b in integers!(i16), c in integers!(i32), d in integers!(i64), e in integers!(i128),
-        f in integers!(isize),
+        a in integers!(i8), b in integers!(i16), c in integers!(i32), d in integers!(i64),
+        e in integers!(i128), f in integers!(isize),
     ) {
-        laws(&a.0, &a.1);
-        laws(&b.0, &b.1);
-        laws(&c.0, &c.1);
-        laws(&d.0, &d.1);
-        laws(&e.0, &e.1);
-        laws(&f.0, &f.1);
+        check_laws(&a.0, &a.1);
+        check_laws(&b.0, &b.1);
+        check_laws(&c.0, &c.1);
+        check_laws(&d.0, &d.1);
+        check_laws(&e.0, &e.1);
+        check_laws(&f.0, &f.1);
     }
 
     #[test]
     fn unsigned_integers_keep_order(
-        a in integers!(u8), b in integers!(u16), c in integers!(u32), d in integers!(u64), e in integers!(u128),
-        f in integers!(usize),
+        a in integers!(u8), b in integers!(u16), c in integers!(u32), d in integers!(u64),
+        e in integers!(u128), f in integers!(usize),
     ) {
-        laws(&a.0, &a.1);
-        laws(&b.0, &b.1);
-        laws(&c.0, &c.1);
-        laws(&d.0, &d.1);
-        laws(&e.0, &e.1);
-        laws(&f.0, &f.1);
+        check_laws(&a.0, &a.1);
+        check_laws(&b.0, &b.1);
+        check_laws(&c.0, &c.1);
+        check_laws(&d.0, &d.1);
+        check_laws(&e.0, &e.1);
+        check_laws(&f.0, &f.1);
     }
 
     #[test]
     fn ids_keep_order((one, two) in ids()) {
-        laws(&one, &two);
-        laws(&Uuid::from_bytes(one), &Uuid::from_bytes(two));
+        check_laws(&one, &two);
+        check_laws(&Uuid::from_bytes(one), &Uuid::from_bytes(two));
     }
 
     #[test]
     fn texts_and_newtypes_keep_order((one, two) in texts()) {
-        laws(&one, &two);
-        laws(&Slug(one), &Slug(two));
+        check_laws(&one, &two);
+        check_laws(&Slug(one), &Slug(two));
     }
 
     #[test]
-    fn tuples_keep_order(a in texts(), b in texts(), n in integers!(i64), m in integers!(u8), id in ids()) {
-        laws(&((),), &((),));
-        laws(&(a.0.clone(),), &(a.1.clone(),));
-        laws(&(n.0, m.0), &(n.1, m.1));
-        laws(&(a.0.clone(), n.0), &(a.1.clone(), n.1));
-        laws(&(a.0.clone(), b.0.clone()), &(a.1.clone(), b.1.clone()));
-        laws(&(n.0, a.0.clone(), Uuid::from_bytes(id.0)), &(n.1, a.1.clone(), Uuid::from_bytes(id.1)));
-        laws(
+    fn tuples_keep_order(
+        a in texts(), b in texts(), n in integers!(i64), m in integers!(u8), id in ids()
+    ) {
+        check_laws(&((),), &((),));
+        check_laws(&(a.0.clone(),), &(a.1.clone(),));
+        check_laws(&(n.0, m.0), &(n.1, m.1));
+        check_laws(&(a.0.clone(), n.0), &(a.1.clone(), n.1));
+        check_laws(&(a.0.clone(), b.0.clone()), &(a.1.clone(), b.1.clone()));
+        check_laws(
+            &(n.0, a.0.clone(), Uuid::from_bytes(id.0)),
+            &(n.1, a.1.clone(), Uuid::from_bytes(id.1)),
+        );
+        check_laws(
             &((a.0.clone(), m.0), (), (b.0.clone(), n.0), id.0),
             &((a.1.clone(), m.1), (), (b.1.clone(), n.1), id.1),
         );
         // The same with a first part that is equal, so that the later ones decide.
-        laws(&(a.0.clone(), b.0.clone(), n.0), &(a.0.clone(), b.1.clone(), n.1));
-        laws(&(m.0, (a.0.clone(), (n.0, Slug(b.0)))), &(m.0, (a.0, (n.1, Slug(b.1)))));
+        check_laws(&(a.0.clone(), b.0.clone(), n.0), &(a.0.clone(), b.1.clone(), n.1));
+        check_laws(&(m.0, (a.0.clone(), (n.0, Slug(b.0)))), &(m.0, (a.0, (n.1, Slug(b.1)))));
     }
 
     #[test]
-    fn borrows_encode_as_what_they_stand_for(text in text(40), number in any::<i64>()) {
+    fn borrowed_keys_encode_like_owned_keys(text in text(40), number in any::<i64>()) {
         let owned = KeyBuf::of::<(String, i64)>((text.clone(), number));
         prop_assert_eq!(&KeyBuf::of::<(String, i64)>((text.as_str(), number)), &owned);
         prop_assert_eq!(&KeyBuf::of::<(String, i64)>(&(&text, &number)), &owned);
         prop_assert_eq!(KeyBuf::of::<Slug>(text.as_str()), KeyBuf::of::<Slug>(Slug(text.clone())));
-        prop_assert_eq!(KeyBuf::of::<String>(std::borrow::Cow::from(&text)), KeyBuf::of::<String>(&text));
+        let cow: std::borrow::Cow<'_, str> = std::borrow::Cow::from(&text);
+        prop_assert_eq!(KeyBuf::of::<String>(cow), KeyBuf::of::<String>(&text));
     }
 
-    /// What decodes at all decodes to a key that encodes to the same bytes: no key has two
-    /// encodings.
+    /// Bytes that decode give a key that encodes to the same bytes: no key has two encodings.
     #[test]
-    fn arbitrary_bytes_are_refused_or_one_key(bytes in vec(prop_oneof![0..3_u8, Just(b'a'), any::<u8>()], 0..40)) {
+    fn arbitrary_bytes_are_refused_or_decode_to_one_key(
+        bytes in vec(prop_oneof![0..3_u8, Just(b'a'), any::<u8>()], 0..40)
+    ) {
         fn decode<K: Key + AsKey<K>>(bytes: &[u8]) {
             let mut raw = KeyBuf::new();
             raw.push(bytes);
@@ -202,7 +216,10 @@ proptest! {
                 Err(error) => {
                     assert_eq!(error, KeyError::Malformed);
                     let refused = sql::key_values(sql::Dialect::Sqlite, &id, &raw);
-                    assert!(matches!(refused, Err(Error::Key { counter: "c", cause: KeyError::Malformed, .. })));
+                    assert!(matches!(
+                        refused,
+                        Err(Error::Key { counter: "c", cause: KeyError::Malformed, .. })
+                    ));
                 }
             }
         }
@@ -222,16 +239,25 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_columns_are_refused_or_one_key(number in any::<i64>(), text in text(20), blob in any::<[u8; 16]>()) {
+    fn arbitrary_columns_are_refused_or_decode_to_one_key(
+        number in any::<i64>(), text in text(20), blob in any::<[u8; 16]>()
+    ) {
         fn read<K: Key + AsKey<K>>(value: &Value<'_>) {
             let mut raw = KeyBuf::new();
             match sql::push_key_part(K::PARTS.as_slice()[0], value, &mut raw) {
                 Ok(()) => assert_eq!(KeyBuf::of::<K>(raw.decode::<K>().unwrap()), raw),
-                Err(KeyError::Type { .. } | KeyError::Range { .. }) => assert_eq!(raw, KeyBuf::new()),
+                Err(KeyError::Type { .. } | KeyError::Range { .. }) => {
+                    assert_eq!(raw, KeyBuf::new());
+                }
                 Err(other) => panic!("{other}"),
             }
         }
-        for value in [Value::Integer(number), Value::Integer(number % 300), Value::Text(text.into()), Value::Blob(blob)] {
+        for value in [
+            Value::Integer(number),
+            Value::Integer(number % 300),
+            Value::Text(text.into()),
+            Value::Blob(blob),
+        ] {
             read::<i8>(&value);
             read::<u8>(&value);
             read::<i64>(&value);
@@ -244,7 +270,7 @@ proptest! {
         }
     }
 
-    /// A key's text is for people: one line, one column.
+    /// A key is shown to people in one line and one column.
     #[test]
     fn shown_keys_have_no_tab_or_newline(text in text(20), number in any::<i8>()) {
         let id = Counter::<(String, i8)>::new("c").id();
@@ -254,10 +280,10 @@ proptest! {
     }
 }
 
-/// Random texts seldom differ in one escaped byte only: all short ones over the bytes that matter,
-/// in all pairs.
+/// Random texts seldom differ in one escaped byte only. So this tests all pairs of short texts over
+/// the bytes that matter.
 #[test]
-fn all_short_pairs_of_awkward_texts_sort_strictly() {
+fn all_pairs_of_short_texts_with_escaped_bytes_sort_strictly() {
     let mut texts = vec![String::new()];
     let mut from = 0;
     for _ in 0..3 {
@@ -278,9 +304,9 @@ fn all_short_pairs_of_awkward_texts_sort_strictly() {
     assert_eq!(unsorted.map(|at| (pairs[at], pairs[at + 1])), None);
 }
 
-/// The encoding is what tables of blobs, snapshots and tokens hold: it never changes.
+/// Tables of blobs, snapshots and tokens hold the encoding, so it never changes.
 #[test]
-fn encodings_are_what_they_were() {
+fn encodings_never_change() {
     let hex = |key: KeyBuf| format!("{key:?}");
     assert_eq!(hex(KeyBuf::of::<()>(())), "");
     assert_eq!(hex(KeyBuf::of::<u8>(7)), "07");
@@ -294,9 +320,9 @@ fn encodings_are_what_they_were() {
     assert_eq!(hex(KeyBuf::of::<Uuid>(Uuid::from_u128(1))), format!("{}01", "00".repeat(15)));
 }
 
-/// 1,024 bytes are the longest text of SQL stores, counted in bytes and before escaping.
+/// SQL stores hold texts of at most 1,024 bytes, counted before escaping.
 #[test]
-fn the_longest_text_of_sql_is_measured_in_its_own_bytes() {
+fn longest_text_of_sql_is_measured_in_unescaped_bytes() {
     let id = Counter::<(u8, String)>::new("c").id();
     for one in ["x", "\0", "\u{e9}", "\u{10ffff}"] {
         let longest = one.repeat(1024 / one.len());

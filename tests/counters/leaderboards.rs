@@ -1,5 +1,6 @@
-//! Leaderboards equal sorting everything: in memory and in SQLite, after random changes, rollbacks,
-//! failures, repairs and damage; decayed ones beside exact arithmetic with integers of any size.
+//! Leaderboards equal a full sort, in memory and in SQLite: after random changes, rollbacks,
+//! failures, repairs and damage. Decayed ones are checked against exact arithmetic with big
+//! integers.
 #![allow(clippy::cast_possible_wrap)]
 
 use std::cmp::Reverse;
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use crate::support::random::Random;
 use crate::support::world::{Trace, run_whole};
-use crate::support::{standings, test_of};
+use crate::support::{full_test_name, standings};
 use keepcount::backend::{CounterSpec, LeaderboardId};
 use keepcount::reconcile::{Columns, Mode, Options, SqliteAudit, SqliteRows};
 use keepcount::{
@@ -24,7 +25,7 @@ use num_bigint::BigInt;
 use rusqlite::types::Value;
 use rusqlite::{Connection, Row};
 
-// What is ranked: songs with keys of two parts, by three counters.
+// The leaderboard of most tests: songs, with keys of two parts, ranked by three counters.
 
 type Id = (i16, String);
 
@@ -32,7 +33,7 @@ const LISTED: Counter<Id> = Counter::new("song.listed");
 const UP: Counter<Id> = Counter::new("song.up");
 const DOWN: Counter<Id> = Counter::new("song.down");
 const SONGS: Leaderboard<Id> = Leaderboard::new("song.board", [LISTED, UP, DOWN]).by(net);
-/// In another order than the leaderboard's.
+/// Not in the order of the leaderboard's counters.
 const SPEC: &[CounterSpec] = &[UP.table(), LISTED.table(), DOWN.table()];
 const BARE: Schema = Schema::new(SPEC);
 const SCHEMA: Schema = Schema::new(SPEC).leaderboards(&[SONGS.id()]);
@@ -41,19 +42,19 @@ fn net([listed, up, down]: [i64; 3]) -> Option<i64> {
     (listed > 0).then(|| up.saturating_sub(down))
 }
 
-fn any(_: [i64; 1]) -> Option<i64> {
+fn unlisted(_: [i64; 1]) -> Option<i64> {
     None
 }
 
-/// The same as `net`, said in another way.
+/// The same as `net`, computed in another way.
 fn wanted_net([listed, up, down]: [i64; 3]) -> Option<i64> {
     let exact = i128::from(up) - i128::from(down);
     let score = i64::try_from(exact).unwrap_or(if exact < 0 { i64::MIN } else { i64::MAX });
     (listed > 0).then_some(score)
 }
 
-/// Texts that begin each other, sort by bytes and not by letters, or are longer than a key holds
-/// inline.
+/// Names that are prefixes of each other, that sort by bytes and not by letters, or that are longer
+/// than a key holds inline.
 fn songs() -> Vec<Id> {
     const NAMES: [&str; 16] = [
         "",
@@ -77,7 +78,7 @@ fn songs() -> Vec<Id> {
     numbers.flat_map(|number| NAMES.map(|name| (number, name.to_owned()))).collect()
 }
 
-/// Totals, and the leaderboard sorted by other means than the crate's.
+/// Totals, and the leaderboard sorted without the crate.
 #[derive(Clone, Default)]
 struct Model {
     totals: BTreeMap<Id, [i64; 3]>,
@@ -87,7 +88,7 @@ struct Model {
 type Line<K, S = i64> = (u64, K, S);
 
 impl Model {
-    /// Says whether the score changed.
+    /// Sets a total. Returns whether the score changed.
     fn put(&mut self, key: &Id, counter: usize, total: i64) -> bool {
         let totals = self.totals.entry(key.clone()).or_default();
         let before = wanted_net(*totals);
@@ -118,8 +119,8 @@ impl Model {
         Some((at as u64 + 1, key.clone(), score))
     }
 
-    /// Everything sorted, from the totals.
-    fn sorted_anew(&self) -> Vec<Line<Id>> {
+    /// The whole leaderboard, sorted from the totals.
+    fn sort_all(&self) -> Vec<Line<Id>> {
         let mut all: Vec<(Id, i64)> = self
             .totals
             .iter()
@@ -129,8 +130,8 @@ impl Model {
         (1..).zip(all).map(|(rank, (key, score))| (rank, key, score)).collect()
     }
 
-    /// A change that keeps totals and deltas within 64 bits: key, counter, delta, the total after
-    /// it.
+    /// Draws a change that keeps totals and deltas within 64 bits. Returns the key, the counter,
+    /// the delta, and the total after it.
     fn draw(&self, random: &mut Random, keys: &[Id], leaving: usize) -> (Id, usize, i64, i64) {
         loop {
             let key = random.pick(keys).clone();
@@ -167,7 +168,7 @@ fn one<K, S>(line: Option<Ranked<K, S>>) -> Option<Line<K, S>> {
 }
 
 #[test]
-fn a_key_stands_where_it_is_listed_or_behind_all_that_are() {
+fn listed_key_has_its_rank_and_unlisted_key_ranks_after_all_listed() {
     let (memory, conn) = (MemoryStore::new(&standings::SCHEMA), database(&standings::SCHEMA));
     let mut sqlite = SqliteStore::new(&conn, &standings::SCHEMA);
     let mut songs = MemoryLeaderboard::new(standings::SONGS);
@@ -186,14 +187,14 @@ fn a_key_stands_where_it_is_listed_or_behind_all_that_are() {
 // In memory.
 
 #[test]
-fn in_memory_a_leaderboard_equals_sorting_everything_after_each_of_100_000_changes() {
+fn in_memory_leaderboard_equals_a_full_sort_after_each_of_100_000_changes() {
     let (random, keys) = (&mut Random(1), songs());
     let store = MemoryStore::new(&SCHEMA);
     let (mut model, mut ranking) = (Model::default(), MemoryLeaderboard::new(SONGS));
     let mut batch = Batch::new();
     let (mut least, mut most, mut moved) = (usize::MAX, 0, 0);
     for change in 0..100_000 {
-        // Grows, shrinks, grows.
+        // The leaderboard grows and shrinks in turn.
         let leaving = if change / 5_000 % 2 == 0 { 2 } else { 8 };
         let (key, counter, delta, total) = model.draw(random, &keys, leaving);
         batch.clear();
@@ -215,7 +216,7 @@ fn in_memory_a_leaderboard_equals_sorting_everything_after_each_of_100_000_chang
         assert_eq!(ranking.len(), model.sorted.len());
         if change % 1_000 == 999 {
             let all = plain(ranking.top(usize::MAX).unwrap());
-            assert_eq!(all, model.sorted_anew(), "change {change}");
+            assert_eq!(all, model.sort_all(), "change {change}");
             let mut anew = MemoryLeaderboard::new(SONGS);
             anew.rebuild(&store).unwrap();
             assert_eq!(plain(anew.top(usize::MAX).unwrap()), all, "change {change}");
@@ -224,7 +225,7 @@ fn in_memory_a_leaderboard_equals_sorting_everything_after_each_of_100_000_chang
     }
     println!("{least} to {most} listed, {moved} scores changed");
     assert!(least < 150 && most > 300 && moved > 40_000);
-    // By a store that forgot all but the totals.
+    // A rebuild from a store that has only the totals.
     let restored = MemoryStore::new(&SCHEMA);
     for (key, totals) in &model.totals {
         for (counter, total) in totals.iter().enumerate() {
@@ -234,11 +235,11 @@ fn in_memory_a_leaderboard_equals_sorting_everything_after_each_of_100_000_chang
         }
     }
     ranking.rebuild(&restored).unwrap();
-    assert_eq!(plain(ranking.top(usize::MAX).unwrap()), model.sorted_anew());
+    assert_eq!(plain(ranking.top(usize::MAX).unwrap()), model.sort_all());
 }
 
 #[test]
-fn a_ranking_follows_no_foreign_deltas_and_none_that_failed() {
+fn leaderboard_ignores_foreign_deltas_and_deltas_of_refused_batches() {
     let other: Counter<Id> = Counter::new("song.other");
     let (store, mut ranking) = (MemoryStore::new(&SCHEMA), MemoryLeaderboard::new(SONGS));
     let mut batch = Batch::new();
@@ -256,13 +257,13 @@ fn a_ranking_follows_no_foreign_deltas_and_none_that_failed() {
     batch.add(LISTED, (2, "b"), 1);
     batch.add(UP, (1, "a"), 1);
     assert!(matches!(store.apply(&mut batch.clone()), Err(Error::Overflow { .. })));
-    // Deltas of a batch that was not applied change nothing either: scores are read.
+    // Deltas of a batch that was not applied change nothing: scores are read from the store.
     assert_eq!(ranking.follow(&store, batch.deltas()).unwrap(), 0);
     assert_eq!(plain(ranking.top(9).unwrap()), [(1, (1, "a".to_owned()), i64::MAX)]);
 }
 
 #[test]
-fn whoever_brings_the_deltas_of_several_writers_the_ranking_equals_the_totals() {
+fn leaderboard_that_follows_several_writers_equals_the_totals() {
     const WRITERS: u64 = 4;
     let keys = songs();
     let (store, ranking) = (MemoryStore::new(&SCHEMA), Mutex::new(MemoryLeaderboard::new(SONGS)));
@@ -294,7 +295,7 @@ fn whoever_brings_the_deltas_of_several_writers_the_ranking_equals_the_totals() 
     }
     let ranking = ranking.into_inner().unwrap();
     assert!(model.sorted.len() > 10);
-    assert_eq!(plain(ranking.top(usize::MAX).unwrap()), model.sorted_anew());
+    assert_eq!(plain(ranking.top(usize::MAX).unwrap()), model.sort_all());
 }
 
 // In SQLite.
@@ -329,7 +330,7 @@ fn dump(conn: &Connection, table: &str) -> Vec<Vec<Value>> {
 }
 
 #[track_caller]
-fn same_in_sqlite(conn: &Connection, model: &Model, random: &mut Random, keys: &[Id]) {
+fn assert_sqlite_equals(conn: &Connection, model: &Model, random: &mut Random, keys: &[Id]) {
     let store = SqliteStore::new(conn, &SCHEMA);
     assert_eq!(plain(store.top(SONGS, 10).unwrap()), model.page(1, 10));
     let asked = random.pick(keys);
@@ -341,8 +342,9 @@ fn same_in_sqlite(conn: &Connection, model: &Model, random: &mut Random, keys: &
     }
 }
 
-/// Random changes in one apply, each of another total; none where `bad`: then one in its middle
-/// leaves 64 bits, and the leaderboard must stay.
+/// Applies random changes of different totals in one batch, and returns their number. If `bad`, a
+/// change in the middle leaves 64 bits: nothing is applied, and the leaderboard must stay as it
+/// was.
 fn apply(
     conn: &Connection,
     model: &mut Model,
@@ -379,7 +381,7 @@ fn apply(
 }
 
 #[test]
-fn in_sqlite_a_leaderboard_equals_sorting_everything_after_100_000_changes() {
+fn in_sqlite_leaderboard_equals_a_full_sort_after_100_000_changes() {
     const SIZES: [usize; 7] = [1, 1, 2, 5, 20, 90, 260];
     let (random, keys) = (&mut Random(2), songs());
     let conn = database(&SCHEMA);
@@ -404,15 +406,15 @@ fn in_sqlite_a_leaderboard_equals_sorting_everything_after_100_000_changes() {
                 sql(&conn, "BEGIN IMMEDIATE");
                 for _ in 0..random.below(4) {
                     changes += apply(&conn, &mut model, random, &keys, size, false);
-                    same_in_sqlite(&conn, &model, random, &keys);
+                    assert_sqlite_equals(&conn, &model, random, &keys);
                 }
                 apply(&conn, &mut model, random, &keys, size, true);
-                same_in_sqlite(&conn, &model, random, &keys);
+                assert_sqlite_equals(&conn, &model, random, &keys);
                 changes += apply(&conn, &mut model, random, &keys, size, false);
                 sql(&conn, "COMMIT");
             }
             4 => {
-                // What is inside a savepoint is taken back, what is around it stays.
+                // Changes inside a savepoint are rolled back, changes around it stay.
                 sql(&conn, "BEGIN; SAVEPOINT kept");
                 changes += apply(&conn, &mut model, random, &keys, size, false);
                 let before = model.clone();
@@ -421,7 +423,7 @@ fn in_sqlite_a_leaderboard_equals_sorting_everything_after_100_000_changes() {
                 apply(&conn, &mut model, random, &keys, size, true);
                 sql(&conn, "ROLLBACK TO taken_back; RELEASE taken_back");
                 model = before;
-                same_in_sqlite(&conn, &model, random, &keys);
+                assert_sqlite_equals(&conn, &model, random, &keys);
                 changes += apply(&conn, &mut model, random, &keys, size, false);
                 sql(&conn, "RELEASE kept; COMMIT");
             }
@@ -433,18 +435,18 @@ fn in_sqlite_a_leaderboard_equals_sorting_everything_after_100_000_changes() {
                 model = before;
             }
         }
-        same_in_sqlite(&conn, &model, random, &keys);
+        assert_sqlite_equals(&conn, &model, random, &keys);
         if transactions % 50 == 0 {
             let store = SqliteStore::new(&conn, &SCHEMA);
-            assert_eq!(plain(store.top(SONGS, usize::MAX).unwrap()), model.sorted_anew());
+            assert_eq!(plain(store.top(SONGS, usize::MAX).unwrap()), model.sort_all());
             assert_eq!(store.listed(SONGS).unwrap(), model.sorted.len() as u64);
         }
     }
     println!("{changes} changes in {transactions} transactions, {undone} more rolled back");
     let store = SqliteStore::new(&conn, &SCHEMA);
-    assert_eq!(plain(store.top(SONGS, usize::MAX).unwrap()), model.sorted_anew());
+    assert_eq!(plain(store.top(SONGS, usize::MAX).unwrap()), model.sort_all());
     assert_eq!(store.rebuild(SONGS).unwrap(), 0, "nothing is left to repair");
-    // Page by page, each behind the last line of the one before.
+    // Page by page, each after the last line of the page before.
     let mut all = store.top(SONGS, 7).unwrap();
     loop {
         let more = store.top_after(SONGS, all.last().unwrap(), 7).unwrap();
@@ -453,12 +455,12 @@ fn in_sqlite_a_leaderboard_equals_sorting_everything_after_100_000_changes() {
         }
         all.extend(more);
     }
-    assert_eq!(plain(all), model.sorted_anew());
+    assert_eq!(plain(all), model.sort_all());
     assert_eq!(store.top(SONGS, 0).unwrap(), []);
 }
 
 #[test]
-fn a_score_that_did_not_change_writes_nothing() {
+fn score_that_does_not_change_writes_nothing_to_the_leaderboard() {
     let mut conn = database(&SCHEMA);
     let trace = Trace::on(&mut conn);
     let mut store = SqliteStore::new(&conn, &SCHEMA);
@@ -477,7 +479,7 @@ fn a_score_that_did_not_change_writes_nothing() {
         let leaderboards = trace.take().iter().filter(wrote).count();
         (conn.total_changes() - rows, applied.totals, applied.statements, leaderboards)
     };
-    // Rows written, totals, statements, statements on the leaderboard.
+    // Rows written, totals, statements, statements that write the leaderboard.
     assert_eq!(apply(&[(UP, 4), (DOWN, 1)]), (2, 2, 2, 0), "not listed");
     assert_eq!(apply(&[(LISTED, 1)]), (2, 1, 2, 1), "listed");
     assert_eq!(apply(&[(LISTED, 1)]), (1, 1, 1, 0), "listed twice");
@@ -491,9 +493,9 @@ fn a_score_that_did_not_change_writes_nothing() {
     assert_eq!(apply(&[]), (0, 0, 0, 0));
 }
 
-/// A leaderboard whose write fails takes its batch along, and no more.
+/// If the write of a leaderboard fails, its batch is taken back, and nothing else.
 #[test]
-fn a_leaderboard_that_cannot_be_written_leaves_totals_and_leaderboards_as_they_were() {
+fn failed_write_of_a_leaderboard_leaves_totals_and_leaderboards_unchanged() {
     for (raise, lost) in [("ABORT", false), ("FAIL", false), ("ROLLBACK", true)] {
         let conn = database(&SCHEMA);
         let mut store = SqliteStore::new(&conn, &SCHEMA);
@@ -550,7 +552,7 @@ fn a_leaderboard_that_cannot_be_written_leaves_totals_and_leaderboards_as_they_w
     }
 }
 
-fn pages<K: Key + AsKey<K>, S: Score>(store: &SqliteStore<'_>, leaderboard: Leaderboard<K, S>)
+fn check_pages<K: Key + AsKey<K>, S: Score>(store: &SqliteStore<'_>, leaderboard: Leaderboard<K, S>)
 where
     for<'a> &'a K: AsKey<K>,
 {
@@ -575,14 +577,15 @@ fn pages_are_ranges_of_the_index_without_a_sort() {
     }
     SqliteStore::new(&conn, &MIXED).apply(&mut batch).unwrap();
     trace.take();
-    pages(&store, SONGS);
-    pages(&store, TUNES);
-    pages(&store, TRENDING);
+    check_pages(&store, SONGS);
+    check_pages(&store, TUNES);
+    check_pages(&store, TRENDING);
     let mut texts = trace.take();
     texts.sort();
     texts.dedup();
     let ordered = texts.iter().filter(|text| text.contains("ORDER BY")).count();
-    assert!(ordered == 9, "{texts:#?}"); // from the first on; tied with a line; below it
+    // For each leaderboard: from the first line on, lines tied with a line, lines below it.
+    assert!(ordered == 9, "{texts:#?}");
     for text in &texts {
         let mut explain = conn.prepare(&format!("EXPLAIN QUERY PLAN {text}")).unwrap();
         let mut rows = explain.raw_query();
@@ -598,10 +601,10 @@ fn pages_are_ranges_of_the_index_without_a_sort() {
                 plan.contains("USING COVERING INDEX") && plan.contains("_order"),
                 "{text}: {plan}"
             );
-            // Only the first page begins at the index's beginning.
+            // Only the first page starts at the beginning of the index.
             assert_eq!(plan.contains("SCAN"), !text.contains("WHERE"), "{text}: {plan}");
         } else {
-            // Only for a key that is not listed are all lines counted, without an alias.
+            // Only the count of all lines, for an unlisted key, may scan. It has no alias `t`.
             let scans =
                 plan.split("; ").any(|step| step == "SCAN t" || step.starts_with("SCAN t "));
             assert!(!scans, "{text}: {plan}");
@@ -650,9 +653,9 @@ fn read_tune(row: &Row<'_>) -> rusqlite::Result<Tune> {
     Ok(Tune { id: row.get(0)?, up: row.get(1)?, down: row.get(2)?, epoch: row.get(3)? })
 }
 
-/// Three leaderboards over rows: what they must be, by plain SQL and exact arithmetic.
+/// Checks the leaderboards over source rows against plain SQL and exact arithmetic.
 #[track_caller]
-fn tunes_are_right(conn: &Connection) {
+fn assert_tunes_exact(conn: &Connection) {
     let store = SqliteStore::new(conn, &MIXED);
     let text = "SELECT id, sum(up) - sum(down) FROM tunes GROUP BY id HAVING sum(up) <> 0 OR sum(down) <> 0 ORDER BY 2 DESC, 1";
     let mut all = conn.prepare(text).unwrap();
@@ -675,7 +678,7 @@ fn tunes_are_right(conn: &Connection) {
     assert_eq!(found, sorted(&exact).into_iter().map(|(key, _)| key).collect::<Vec<_>>());
 }
 
-/// Everything that is not 0, sorted: the most first, ties by key.
+/// All sums that are not 0, the highest first, ties by key.
 fn sorted<K: Ord + Clone>(sums: &BTreeMap<K, BigInt>) -> Vec<(K, BigInt)> {
     let zero = BigInt::default();
     let mut all: Vec<_> = sums
@@ -712,7 +715,7 @@ fn tunes() -> Connection {
         batch.insert(&tune);
     }
     SqliteStore::new(&conn, &MIXED).apply(&mut batch.clone()).unwrap();
-    tunes_are_right(&conn);
+    assert_tunes_exact(&conn);
     conn
 }
 
@@ -732,7 +735,7 @@ fn repair(conn: &Connection, page: usize) -> u64 {
     report.counters.iter().map(|counter| counter.corrected).sum()
 }
 
-/// A row of a table without rows.
+/// The record of a source without rows.
 struct Song;
 
 impl Record for Song {
@@ -740,25 +743,25 @@ impl Record for Song {
 }
 
 #[test]
-fn repairs_bring_leaderboards_along() {
+fn repair_updates_leaderboards_with_their_totals() {
     for page in [1, 7, 1_000] {
         let conn = tunes();
-        // Rows behind the hooks' back: totals and leaderboards are wrong together.
+        // Rows are written without hooks: totals and leaderboards are wrong together.
         sql(
             &conn,
             "UPDATE tunes SET up = up + 3 WHERE row % 11 = 0; DELETE FROM tunes WHERE id % 13 = 0;
              INSERT INTO tunes (id, up, down, epoch) VALUES (1000, 5, 0, 2999), (1001, 0, 7, 2998)",
         );
         assert!(repair(&conn, page) > 30);
-        tunes_are_right(&conn);
-        // Totals behind the leaderboard's back, which is right still; hooked writes then carry some
-        // of it there.
+        assert_tunes_exact(&conn);
+        // Totals are changed without the leaderboards, which are still right. Hooked writes then
+        // propagate some of the drift to the leaderboards.
         sql(
             &conn,
             "UPDATE tune_up SET total = total + 5 WHERE key % 3 = 0; DELETE FROM tune_down WHERE key % 7 = 0;
              UPDATE tune_trend SET total = total - 4 WHERE key_2 % 5 = 0; INSERT INTO tune_up VALUES (5000, 3)",
         );
-        tunes_are_right(&conn);
+        assert_tunes_exact(&conn);
         let mut batch = Batch::new();
         for id in -60..60 {
             let tune = Tune { id, up: 2, down: 1, epoch: 3_000 + id };
@@ -771,7 +774,7 @@ fn repairs_bring_leaderboards_along() {
         }
         SqliteStore::new(&conn, &MIXED).apply(&mut batch).unwrap();
         assert!(repair(&conn, page) > 30);
-        tunes_are_right(&conn);
+        assert_tunes_exact(&conn);
         let store = SqliteStore::new(&conn, &MIXED);
         assert_eq!((store.rebuild(TUNES).unwrap(), store.rebuild(TRENDING).unwrap()), (0, 0));
         assert_eq!(repair(&conn, page), 0);
@@ -779,7 +782,7 @@ fn repairs_bring_leaderboards_along() {
 }
 
 #[test]
-fn a_rebuild_repairs_what_was_planted_and_says_how_many_lines() {
+fn rebuild_repairs_planted_lines_and_returns_their_number() {
     let conn = tunes();
     let store = SqliteStore::new(&conn, &MIXED);
     assert_eq!(store.rebuild(TUNES).unwrap(), 0);
@@ -793,17 +796,17 @@ fn a_rebuild_repairs_what_was_planted_and_says_how_many_lines() {
          INSERT INTO tune_board VALUES (9223372036854775807, 5), (-9223372036854775808, -5), (777, 0);
          INSERT INTO tune_up VALUES (888, 0); INSERT INTO tune_board VALUES (888, 1)",
     );
-    // In the caller's transaction it can be taken back.
+    // In the caller's transaction, a rebuild rolls back with it.
     sql(&conn, "BEGIN");
     assert_eq!(store.rebuild(TUNES).unwrap().cast_signed(), changed + removed + 4);
-    tunes_are_right(&conn);
+    assert_tunes_exact(&conn);
     sql(&conn, "ROLLBACK");
     assert_eq!(store.rebuild(TUNES).unwrap().cast_signed(), changed + removed + 4);
-    tunes_are_right(&conn);
+    assert_tunes_exact(&conn);
     assert_eq!((store.listed(TUNES).unwrap(), store.rebuild(TUNES).unwrap()), (lines, 0));
 
-    // Cells that are no scores: reads refuse them, naming the table, until a rebuild writes over
-    // them.
+    // Cells that do not hold a score: reads return an error that names the table, until a rebuild
+    // overwrites the cells.
     let damage = [
         ("x''", 1),
         ("x'00'", 1),
@@ -825,9 +828,9 @@ fn a_rebuild_repairs_what_was_planted_and_says_how_many_lines() {
             );
         }
         assert_eq!(store.rebuild(TRENDING).unwrap(), wrong, "{cell}");
-        tunes_are_right(&conn);
+        assert_tunes_exact(&conn);
     }
-    // A hooked write of the key repairs it too, and one of another key does not mind it.
+    // A hooked write of the key repairs the cell too. A write of another key is not affected.
     sql(&conn, "UPDATE tune_trending SET score = x'00' WHERE key = 't5'");
     let mut batch = Batch::new();
     for id in [6, 5] {
@@ -838,17 +841,17 @@ fn a_rebuild_repairs_what_was_planted_and_says_how_many_lines() {
         SqliteStore::new(&conn, &MIXED).apply(&mut batch.clone()).unwrap();
         batch.clear();
     }
-    tunes_are_right(&conn);
+    assert_tunes_exact(&conn);
     let trending = store.listed(TRENDING).unwrap();
     sql(&conn, "DELETE FROM tune_trending; DELETE FROM tune_board");
     assert_eq!(store.rebuild(TRENDING).unwrap(), trending);
     assert_eq!(store.rebuild(TUNES).unwrap(), store.listed(TUNES).unwrap());
-    tunes_are_right(&conn);
+    assert_tunes_exact(&conn);
 }
 
-/// More lines and keys than are read at once.
+/// More lines and keys than one read returns.
 #[test]
-fn a_rebuild_of_thousands_of_lines() {
+fn rebuild_repairs_thousands_of_lines() {
     let conn = database(&MIXED);
     let mut store = SqliteStore::new(&conn, &MIXED);
     let mut batch = Batch::new();
@@ -868,7 +871,7 @@ fn a_rebuild_of_thousands_of_lines() {
 }
 
 #[test]
-fn a_prune_leaves_leaderboards_of_what_is_kept() {
+fn prune_leaves_leaderboards_of_the_totals_that_are_kept() {
     let conn = tunes();
     let store = SqliteStore::new(&conn, &MIXED);
     let memory = MemoryStore::new(&MIXED);
@@ -909,7 +912,7 @@ fn a_prune_leaves_leaderboards_of_what_is_kept() {
             plain(ranking.top(usize::MAX).unwrap()),
             plain(store.top(TRENDING, usize::MAX).unwrap())
         );
-        // What is deleted below the cutoff changes nothing.
+        // A delete below the cutoff changes nothing.
         let before = dump(&conn, "tune_trending");
         batch.clear();
         batch.delete(&Tune { id: 5, up: 8, down: 1, epoch: cutoff - 1 });
@@ -919,7 +922,7 @@ fn a_prune_leaves_leaderboards_of_what_is_kept() {
 }
 
 #[test]
-fn a_leaderboard_added_to_totals_that_are_there_is_filled_by_a_rebuild() {
+fn leaderboard_added_to_existing_totals_is_filled_by_a_rebuild() {
     let (random, keys) = (&mut Random(4), songs());
     let conn = database(&BARE);
     let mut model = Model::default();
@@ -937,16 +940,16 @@ fn a_leaderboard_added_to_totals_that_are_there_is_filled_by_a_rebuild() {
         "{error}"
     );
     unguarded.check().unwrap();
-    // In a transaction that does not come to pass, too.
+    // A rebuild also works in a transaction that is rolled back.
     sql(&conn, "BEGIN");
     store.create().unwrap();
-    assert_eq!(store.rebuild(SONGS).unwrap(), model.sorted_anew().len() as u64);
-    assert_eq!(plain(store.top(SONGS, usize::MAX).unwrap()), model.sorted_anew());
+    assert_eq!(store.rebuild(SONGS).unwrap(), model.sort_all().len() as u64);
+    assert_eq!(plain(store.top(SONGS, usize::MAX).unwrap()), model.sort_all());
     sql(&conn, "ROLLBACK");
     assert!(store.check().is_err());
     store.create().unwrap();
     store.check().unwrap();
-    // Nobody reads it yet, and whoever does not know it may still write.
+    // The leaderboard cannot be read yet, and stores that do not know it may still write.
     unguarded.check().unwrap();
     let batch = |delta| {
         let mut batch = Batch::new();
@@ -960,11 +963,11 @@ fn a_leaderboard_added_to_totals_that_are_there_is_filled_by_a_rebuild() {
         matches!(&refused, Error::NotReady { counter: "song.board", unready } if unready == "song.board"),
         "{refused}"
     );
-    assert_eq!(store.rebuild(SONGS).unwrap(), model.sorted_anew().len() as u64);
-    assert_eq!(plain(store.top(SONGS, usize::MAX).unwrap()), model.sorted_anew());
+    assert_eq!(store.rebuild(SONGS).unwrap(), model.sort_all().len() as u64);
+    assert_eq!(plain(store.top(SONGS, usize::MAX).unwrap()), model.sort_all());
     store.create().unwrap();
     assert_eq!(store.rebuild(SONGS).unwrap(), 0);
-    // Somebody who does not know the leaderboard would not keep it.
+    // A store that does not know the leaderboard would not keep it up to date.
     let error = unguarded.check().unwrap_err().to_string();
     assert!(error.contains("song.board") || error.contains("song_board"), "{error}");
 }
@@ -976,7 +979,7 @@ fn a_leaderboard_of_another_version_or_kind_is_refused() {
         (
             "leaderboard of song.up",
             Schema::new(SPEC)
-                .leaderboards(&[Leaderboard::<Id>::new("song.board", [UP]).by(any).id()]),
+                .leaderboards(&[Leaderboard::<Id>::new("song.board", [UP]).by(unlisted).id()]),
         ),
         (
             "leaderboard of song.up, song.listed",
@@ -1006,7 +1009,7 @@ fn a_leaderboard_of_another_version_or_kind_is_refused() {
         }
         SqliteStore::new(&conn, &SCHEMA).check().unwrap();
     }
-    // A leaderboard's table, index, and columns are looked at.
+    // `check` inspects the table, the index and the columns of a leaderboard.
     for (damage, naming) in [
         ("DROP INDEX song_board_order", "song_board_order"),
         ("DROP TABLE song_board", "absent"),
@@ -1029,7 +1032,7 @@ fn a_leaderboard_of_another_version_or_kind_is_refused() {
             "{damage}: {error}"
         );
     }
-    // A table of that name that is somebody else's.
+    // A foreign table of that name.
     let conn = open(Path::new(":memory:"));
     sql(&conn, "CREATE TABLE song_board (a)");
     let error = SqliteStore::new(&conn, &SCHEMA).create().unwrap_err();
@@ -1037,11 +1040,11 @@ fn a_leaderboard_of_another_version_or_kind_is_refused() {
         matches!(&error, Error::SchemaMismatch { table, .. } if table == "song_board"),
         "{error}"
     );
-    assert_eq!(number(&conn, "SELECT count(*) FROM sqlite_schema"), 1, "nothing is made");
+    assert_eq!(number(&conn, "SELECT count(*) FROM sqlite_schema"), 1, "nothing is created");
 }
 
 #[test]
-fn two_connections_agree_whoever_writes() {
+fn two_connections_and_another_process_read_the_same_leaderboard() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("app.db");
     let (one, two) = (open(&path), open(&path));
@@ -1055,17 +1058,17 @@ fn two_connections_agree_whoever_writes() {
         sql(writer, "BEGIN IMMEDIATE");
         let before = model.clone();
         apply(writer, &mut model, random, &keys, size, false);
-        same_in_sqlite(writer, &model, random, &keys);
-        same_in_sqlite(reader, &before, random, &keys);
+        assert_sqlite_equals(writer, &model, random, &keys);
+        assert_sqlite_equals(reader, &before, random, &keys);
         if random.below(4) == 0 {
             sql(writer, "ROLLBACK");
             model = before;
         } else {
             sql(writer, "COMMIT");
         }
-        same_in_sqlite(reader, &model, random, &keys);
+        assert_sqlite_equals(reader, &model, random, &keys);
     }
-    // Both at once, each in transactions of its own.
+    // Both write at once, each in its own transactions.
     thread::scope(|scope| {
         for (seed, conn) in [(6, one), (7, two)] {
             let keys = &keys[..80];
@@ -1074,8 +1077,8 @@ fn two_connections_agree_whoever_writes() {
                 for _ in 0..400 {
                     let mut batch = Batch::new();
                     for _ in 0..=random.below(5) {
-                        // Small ones, which leave 64 bits nowhere but at a total that lies at their
-                        // end.
+                        // Small deltas, which leave 64 bits only at a total that is at the end of
+                        // the range.
                         add(&mut batch, random.pick(keys), 0, random.below(3) - 1);
                         batch.add(DOWN, (300, random.pick(keys).1.as_str()), random.below(9) - 4);
                         batch.add(LISTED, (300, random.pick(keys).1.as_str()), 1);
@@ -1094,13 +1097,13 @@ fn two_connections_agree_whoever_writes() {
         }
     }
     assert!(model.sorted.len() > 30);
-    assert_eq!(plain(store.top(SONGS, usize::MAX).unwrap()), model.sorted_anew());
+    assert_eq!(plain(store.top(SONGS, usize::MAX).unwrap()), model.sort_all());
 
-    // And another process.
+    // Another process reads the same.
     let child = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
-            &test_of(module_path!(), "prints_a_leaderboard_for_another_test"),
+            &full_test_name(module_path!(), "prints_a_leaderboard_for_another_test"),
             "--nocapture",
         ])
         .env(PRINT, &path)
@@ -1109,13 +1112,14 @@ fn two_connections_agree_whoever_writes() {
     let out = String::from_utf8(child.stdout).unwrap();
     let printed: Vec<&str> =
         out.lines().filter_map(|line| line.split_once("line: ").map(|(_, line)| line)).collect();
-    let wanted: Vec<String> = model.sorted_anew().iter().map(|line| format!("{line:?}")).collect();
+    let wanted: Vec<String> = model.sort_all().iter().map(|line| format!("{line:?}")).collect();
     assert_eq!(printed, wanted, "{out}");
 }
 
 const PRINT: &str = "KEEPCOUNT_TEST_PRINTS_BOARD_OF";
 
-/// The other process of [`two_connections_agree_whoever_writes`]; nothing otherwise.
+/// The child process of [`two_connections_and_another_process_read_the_same_leaderboard`] runs this
+/// test with a file. Without a file it does nothing.
 #[test]
 fn prints_a_leaderboard_for_another_test() {
     let Some(path) = std::env::var_os(PRINT) else { return };
@@ -1161,7 +1165,7 @@ fn ranked<K: Ord + Clone, S: Ord + Clone>(
 }
 
 #[test]
-fn leaderboards_over_rollups_equal_sorting_everything_after_each_of_10_000_changes() {
+fn leaderboards_over_rollups_equal_a_full_sort_after_each_of_10_000_changes() {
     const SETLISTS: usize = 60;
     const SHOWS_THERE: usize = 18;
     let (random, conn) = (&mut Random(8), database(&ROLLED));
@@ -1178,7 +1182,7 @@ fn leaderboards_over_rollups_equal_sorting_everything_after_each_of_10_000_chang
         for _ in 0..=random.below(2) {
             match random.below(12) {
                 0 | 1 => {
-                    // A setlist moves, comes, or goes.
+                    // A setlist moves, is added, or is removed.
                     let setlist = random.below(SETLISTS);
                     let to = (random.below(4) > 0).then(|| random.below(SHOWS_THERE));
                     let id = setlist as i64;
@@ -1246,7 +1250,7 @@ fn leaderboards_over_rollups_equal_sorting_everything_after_each_of_10_000_chang
     assert!(moves > 1_000);
 }
 
-// Decayed.
+// Decayed leaderboards.
 
 const HALF_LIFE: HalfLife = HalfLife::hours(6);
 const SETLIST_TREND: Counter<(i64, i64)> = Counter::new("setlist.trend");
@@ -1260,11 +1264,11 @@ const DECAYING: Schema =
     Schema::new(&[SETLIST_TREND.table(), SETLIST_SHOW.table(), SHOW_TREND.table()])
         .leaderboards(&[SETLISTS_TRENDING.id(), SHOWS_TRENDING.id()]);
 
-/// Epochs of all votes lie within.
+/// The first epoch of the votes, and the number of epochs that they span.
 const MIN: i64 = -4_000;
 const SPAN: u32 = 9_000;
 
-/// Totals by epoch, and their sum times 2^-LEAST.
+/// Totals by epoch, and their exact sum times 2^-MIN.
 #[derive(Clone, Default)]
 struct Sum {
     epochs: BTreeMap<i64, i64>,
@@ -1290,8 +1294,8 @@ impl Sum {
     }
 }
 
-/// Everything that is not 0, sorted by the exact sums; each with the score that the crate makes of
-/// the same totals at once.
+/// All sums that are not 0, sorted by their exact values. Each has the score that the crate
+/// computes from the same totals in one step.
 fn sorted_sums<'a, K: Ord + Clone + 'a>(
     sums: impl IntoIterator<Item = (K, &'a Sum)>,
 ) -> Vec<Line<K, Decayed>> {
@@ -1303,7 +1307,7 @@ fn sorted_sums<'a, K: Ord + Clone + 'a>(
     (1..).zip(all).map(|(rank, (key, sum))| (rank, key, sum.decayed())).collect()
 }
 
-/// floor(sum x 1000 / 2^(epoch + 30) + 1/2), to 50 bits.
+/// The value must be floor(sum x 1000 / 2^(epoch + 30) + 1/2), exact to 50 bits.
 #[track_caller]
 fn check_value(sum: &Sum, score: &Decayed, epoch: i64) {
     let shift = usize::try_from(epoch + 30 - MIN).unwrap();
@@ -1361,13 +1365,14 @@ fn decayed_leaderboards_equal_exact_comparison_over_thousands_of_epochs() {
                 of[setlist] = to;
             }
             2 | 3 if !given.is_empty() => {
-                // Taken back at the time at which it was given, whenever that was.
+                // A vote is taken back at the time at which it was given.
                 let (setlist, at, amount) = given.swap_remove(random.below(given.len()));
                 vote(&mut batch, &of, (setlist, at, -amount));
             }
             kind => {
-                // Any time; now; far from both, so that all else is a trifle beside it; at an
-                // epoch's first second.
+                // In one of three late epochs; at an end of the span or near 0; or in any epoch. A
+                // third of the votes are at an epoch's first second. A vote at the end of the span
+                // outweighs most others.
                 let epoch = match kind {
                     4 => 4_000 + random.below(3),
                     5 => *random.pick(&[MIN, MIN + i64::from(SPAN) - 1, 0, -1]),
@@ -1383,7 +1388,7 @@ fn decayed_leaderboards_equal_exact_comparison_over_thousands_of_epochs() {
                 vote(&mut batch, &of, one);
             }
         }
-        // Several changes share a batch, now and then.
+        // Several changes may share a batch.
         held += 1;
         if random.below(4) == 0 && change + 1 < CHANGES {
             continue;
@@ -1435,7 +1440,7 @@ fn decayed_leaderboards_equal_exact_comparison_over_thousands_of_epochs() {
         (store.rebuild(SETLISTS_TRENDING).unwrap(), store.rebuild(SHOWS_TRENDING).unwrap()),
         (0, 0)
     );
-    // All votes taken back, in another order: nobody is listed.
+    // All votes are taken back, in another order: no key is listed.
     for _ in 0..given.len() {
         let (setlist, at, amount) = given.swap_remove(random.below(given.len()));
         batch.add(
@@ -1456,7 +1461,7 @@ fn decayed_leaderboards_equal_exact_comparison_over_thousands_of_epochs() {
 }
 
 #[test]
-fn epochs_at_both_ends_of_64_bits_have_their_order() {
+fn epochs_at_both_ends_of_64_bits_are_ranked_in_order() {
     let conn = database(&DECAYING);
     let mut ranking = MemoryLeaderboard::new(SETLISTS_TRENDING);
     let memory = MemoryStore::new(&DECAYING);
@@ -1466,7 +1471,7 @@ fn epochs_at_both_ends_of_64_bits_have_their_order() {
         (2, i64::MAX, 1),
         (3, i64::MAX, -1),
         (4, i64::MIN, -1),
-        (5, i64::MAX, 1), // ties with 2 but for a trifle
+        (5, i64::MAX, 1), // less than 2 by a tiny amount
         (5, i64::MIN, -1),
         (6, 0, i64::MIN),
         (7, 1, -(1 << 62)), // ties with 6
@@ -1487,18 +1492,18 @@ fn epochs_at_both_ends_of_64_bits_have_their_order() {
     );
 }
 
-// What is no leaderboard.
+// Invalid leaderboards.
 
 #[test]
-fn leaderboards_and_schemas_that_cannot_be_are_refused() {
+fn invalid_leaderboards_and_schemas_are_refused() {
     const BY: [Counter<Id>; 3] = [LISTED, UP, DOWN];
-    /// Nobody looks at what was made.
-    fn made<T>(_: T) {}
+    /// Drops the value: only the panic matters.
+    fn discard<T>(_: T) {}
     const NUMBERS: Counter<i64> = Counter::new("song.numbers");
     const TWO_ONE_TABLE: &[LeaderboardId] =
         &[SONGS.id(), Leaderboard::<Id>::new("song_board", BY).by(net).id()];
     const TWO_ONE_NAME: &[LeaderboardId] =
-        &[SONGS.id(), Leaderboard::<Id>::new("song.board", [UP]).by(any).id()];
+        &[SONGS.id(), Leaderboard::<Id>::new("song.board", [UP]).by(unlisted).id()];
     const OF_A_COUNTER: &[LeaderboardId] = &[Leaderboard::<Id>::new("song.up", BY).by(net).id()];
     const OF_A_COUNTERS_TABLE: &[LeaderboardId] =
         &[Leaderboard::<Id>::new("song_up", BY).by(net).id()];
@@ -1506,49 +1511,57 @@ fn leaderboards_and_schemas_that_cannot_be_are_refused() {
         &[Leaderboard::<Id>::new("keepcount.board", BY).by(net).id()];
     const SQLITES: &[LeaderboardId] = &[Leaderboard::<Id>::new("sqlite_board", BY).by(net).id()];
     const ABSENT: &[LeaderboardId] =
-        &[Leaderboard::<i64>::new("song.board", [NUMBERS]).by(any).id()];
+        &[Leaderboard::<i64>::new("song.board", [NUMBERS]).by(unlisted).id()];
     const OTHER_VERSION: &[LeaderboardId] =
-        &[Leaderboard::<Id>::new("song.board", [UP.version(2)]).by(any).id()];
+        &[Leaderboard::<Id>::new("song.board", [UP.version(2)]).by(unlisted).id()];
     const JUST_SONGS: &[LeaderboardId] = &[SONGS.id()];
     const DECAYED_ABSENT: &[LeaderboardId] = &[TRENDING.id()];
     let cases: [(&str, fn(), &str); 15] = [
-        ("two of a table", || made(Schema::new(SPEC).leaderboards(TWO_ONE_TABLE)), "share a table"),
-        ("two of a name", || made(Schema::new(SPEC).leaderboards(TWO_ONE_NAME)), "share a table"),
+        (
+            "two of a table",
+            || discard(Schema::new(SPEC).leaderboards(TWO_ONE_TABLE)),
+            "share a table",
+        ),
+        (
+            "two of a name",
+            || discard(Schema::new(SPEC).leaderboards(TWO_ONE_NAME)),
+            "share a table",
+        ),
         (
             "a counter's name",
-            || made(Schema::new(SPEC).leaderboards(OF_A_COUNTER)),
+            || discard(Schema::new(SPEC).leaderboards(OF_A_COUNTER)),
             "share a table",
         ),
         (
             "a counter's table",
-            || made(Schema::new(SPEC).leaderboards(OF_A_COUNTERS_TABLE)),
+            || discard(Schema::new(SPEC).leaderboards(OF_A_COUNTERS_TABLE)),
             "share a table",
         ),
-        ("keepcount's own", || made(Schema::new(SPEC).leaderboards(RESERVED)), "may not start"),
-        ("SQLite's own", || made(Schema::new(SPEC).leaderboards(SQLITES)), "may not start"),
-        ("counter absent", || made(Schema::new(SPEC).leaderboards(ABSENT)), "not in the schema"),
+        ("keepcount's own", || discard(Schema::new(SPEC).leaderboards(RESERVED)), "may not start"),
+        ("SQLite's own", || discard(Schema::new(SPEC).leaderboards(SQLITES)), "may not start"),
+        ("counter absent", || discard(Schema::new(SPEC).leaderboards(ABSENT)), "not in the schema"),
         (
             "counter of another version",
-            || made(Schema::new(SPEC).leaderboards(OTHER_VERSION)),
+            || discard(Schema::new(SPEC).leaderboards(OTHER_VERSION)),
             "not in the schema",
         ),
         (
             "epochs absent",
-            || made(Schema::new(SPEC).leaderboards(DECAYED_ABSENT)),
+            || discard(Schema::new(SPEC).leaderboards(DECAYED_ABSENT)),
             "not in the schema",
         ),
-        ("no counter", || made(Leaderboard::<Id>::new("b", [])), "1 to 8 counters"),
-        ("nine counters", || made(Leaderboard::<Id>::new("b", [UP; 9])), "1 to 8 counters"),
-        ("no name", || made(Leaderboard::<Id>::new("", BY).by(net).id()), "1 to 48"),
+        ("no counter", || discard(Leaderboard::<Id>::new("b", [])), "1 to 8 counters"),
+        ("nine counters", || discard(Leaderboard::<Id>::new("b", [UP; 9])), "1 to 8 counters"),
+        ("no name", || discard(Leaderboard::<Id>::new("", BY).by(net).id()), "1 to 48"),
         (
             "a name with a space",
-            || made(Leaderboard::<Id>::new("song leaderboard", BY).by(net).id()),
+            || discard(Leaderboard::<Id>::new("song leaderboard", BY).by(net).id()),
             "consists of",
         ),
         (
             "a long name",
             || {
-                made(
+                discard(
                     Leaderboard::<Id>::new(
                         "a.name.of.more.than.forty-eight.characters.is.none",
                         BY,
@@ -1561,7 +1574,7 @@ fn leaderboards_and_schemas_that_cannot_be_are_refused() {
         ),
         (
             "a decayed one",
-            || made(Leaderboard::<String, Decayed>::decayed("Trend", TREND).id()),
+            || discard(Leaderboard::<String, Decayed>::decayed("Trend", TREND).id()),
             "consists of",
         ),
     ];
@@ -1574,7 +1587,7 @@ fn leaderboards_and_schemas_that_cannot_be_are_refused() {
 }
 
 #[test]
-fn a_leaderboard_that_is_not_in_the_database_is_an_error_that_names_it() {
+fn leaderboard_missing_from_the_database_is_an_error_that_names_it() {
     let conn = database(&BARE);
     let store = SqliteStore::new(&conn, &SCHEMA);
     let mut batch = Batch::new();

@@ -1,5 +1,5 @@
-//! What is counted, and how it is kept and read: keys, ranges, dates, decayed values; batches,
-//! offsets, rollups, leaderboards, prunes; in memory, in snapshots of it, and in SQLite.
+//! Tests of counters and stores: keys, ranges, dates, decayed values; batches, offsets, rollups,
+//! leaderboards, prunes; in memory, in snapshots, and in SQLite.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod bad_input;

@@ -1,5 +1,5 @@
-//! `MemoryStore` between threads, and over a restart: exact totals, batches that are seen whole or
-//! not at all, snapshots that are one moment, and damaged snapshots that are refused.
+//! `MemoryStore` between threads and across restarts. Totals are exact, batches are seen whole or
+//! not at all, a snapshot is one moment, and damaged snapshots are refused.
 #![allow(clippy::disallowed_methods)]
 
 use crate::support::random::Random;
@@ -33,7 +33,7 @@ fn restored(snapshot: &Snapshot) -> MemoryStore {
 }
 
 #[test]
-fn threads_share_keys_and_lose_nothing() {
+fn threads_that_share_keys_lose_no_delta() {
     for (size, rounds) in [(1, 20_000), (6, 5_000), (1_024, 60)] {
         let store = MemoryStore::new(&SCHEMA);
         let write = |seed: u64| {
@@ -76,17 +76,17 @@ fn threads_share_keys_and_lose_nothing() {
 /// What happens beside the transfers of [`a_snapshot_sees_batches_whole_or_not_at_all`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Beside {
-    /// Nothing that could overflow.
+    /// No batch overflows.
     Calm,
-    /// One total is at its end from the start, and batches are refused in their middle.
+    /// One total is at `i64::MAX` from the start, and batches are refused in their middle.
     Full,
-    /// It comes to its end while the others are writing.
+    /// That total reaches `i64::MAX` while the others are writing.
     Fills,
 }
 
-/// Amounts move between keys, each in one batch, so at every moment all totals sum to 0; meanwhile
-/// batches are refused in their middle, of which not even for a moment anything may be seen.
-fn moments(beside: Beside) {
+/// Each batch moves amounts between keys, so at every moment all totals sum to 0. Meanwhile batches
+/// are refused in their middle, and no snapshot may see any part of them.
+fn check_snapshots(beside: Beside) {
     const FULL: i64 = -1;
     let store = MemoryStore::new(&SCHEMA);
     let start = if beside == Beside::Full { i64::MAX } else { 1 };
@@ -152,12 +152,12 @@ fn moments(beside: Beside) {
 #[test]
 fn a_snapshot_sees_batches_whole_or_not_at_all() {
     for beside in [Beside::Calm, Beside::Full, Beside::Fills] {
-        moments(beside);
+        check_snapshots(beside);
     }
 }
 
 #[test]
-fn refused_batches_leave_nothing_among_writers() {
+fn refused_batches_leave_nothing_beside_writers() {
     const FULL: [i64; 2] = [5_000, 5_001];
     let store = MemoryStore::new(&SCHEMA);
     store.apply(&mut batch([(FULL[0], i64::MAX), (FULL[1], i64::MIN)])).unwrap();
@@ -196,7 +196,7 @@ fn refused_batches_leave_nothing_among_writers() {
 }
 
 #[test]
-fn totals_at_zero_leave_the_memory() {
+fn totals_of_zero_are_removed_from_memory() {
     let store = MemoryStore::new(&SCHEMA);
     let len = || store.len(VOTES.id()).unwrap();
     store.apply(&mut batch((0..1_000).map(|key| (key, 3)))).unwrap();
@@ -205,7 +205,7 @@ fn totals_at_zero_leave_the_memory() {
     assert_eq!(len(), 999);
     store.apply(&mut batch((2..1_000).map(|key| (key, -3)))).unwrap();
     assert_eq!(len(), 1);
-    // A batch that is refused makes no totals, not even of 0.
+    // A refused batch creates no totals, not even of 0.
     store.apply(&mut batch([(0, i64::MAX - 3)])).unwrap();
     assert!(store.apply(&mut batch((0..500).map(|key| (key, 1)))).is_err());
     assert_eq!(len(), 1);
@@ -227,7 +227,7 @@ fn sample() -> MemoryStore {
 }
 
 #[test]
-fn a_snapshot_comes_back_through_json() {
+fn snapshot_survives_a_round_trip_through_json() {
     let store = sample();
     let snapshot = store.snapshot();
     let json = serde_json::to_string(&snapshot).unwrap();
@@ -259,7 +259,7 @@ fn equal_stores_give_equal_snapshots() {
     );
 }
 
-/// A snapshot after a change of its JSON; none when it cannot even be read.
+/// A snapshot after a change of its JSON, or `None` if it cannot be read.
 fn changed(change: impl FnOnce(&mut Value)) -> Option<Snapshot> {
     let mut json = serde_json::to_value(sample().snapshot()).unwrap();
     change(&mut json);
@@ -267,11 +267,11 @@ fn changed(change: impl FnOnce(&mut Value)) -> Option<Snapshot> {
 }
 
 #[track_caller]
-fn refused(change: impl FnOnce(&mut Value), names: &[&str]) {
+fn assert_refused(change: impl FnOnce(&mut Value), names: &[&str]) {
     let restored = MemoryStore::restore(&SCHEMA, &changed(change).expect("it can be read"));
-    let error = restored
-        .err()
-        .unwrap_or_else(|| panic!("a snapshot is restored that should name {names:?}"));
+    let error = restored.err().unwrap_or_else(|| {
+        panic!("a snapshot was restored, without an error that names {names:?}")
+    });
     assert!(matches!(error, Error::Snapshot { .. }), "{error:?}");
     assert_eq!(error.recovery(), Recovery::Permanent);
     for name in names {
@@ -279,7 +279,7 @@ fn refused(change: impl FnOnce(&mut Value), names: &[&str]) {
     }
 }
 
-const TURNED: Schema = Schema::new(&[USES.table(), VOTES.table()]);
+const REORDERED: Schema = Schema::new(&[USES.table(), VOTES.table()]);
 
 /// Format 1 had a hash of the schema in place of each counter's declaration, and no offsets.
 #[test]
@@ -303,37 +303,37 @@ fn snapshots_of_another_format_are_refused() {
             "{field}"
         );
     }
-    // The order of writing is no part of what a schema means.
+    // The order of declarations is not part of a schema's meaning.
     assert_eq!(
-        MemoryStore::restore(&TURNED, &sample().snapshot()).unwrap().total(VOTES, -7).unwrap(),
+        MemoryStore::restore(&REORDERED, &sample().snapshot()).unwrap().total(VOTES, -7).unwrap(),
         -2
     );
 }
 
 #[test]
-fn a_key_twice_is_refused() {
+fn duplicate_key_or_counter_is_refused() {
     let twice = |json: &mut Value| {
         let totals = json["counters"][0]["totals"].as_array_mut().unwrap();
         totals.push(totals[1].clone());
     };
-    refused(twice, &["show.votes", "twice"]);
+    assert_refused(twice, &["show.votes", "twice"]);
     let counter_twice = |json: &mut Value| {
         let counters = json["counters"].as_array_mut().unwrap();
         counters.push(counters[0].clone());
     };
-    refused(counter_twice, &["show.votes", "twice"]);
+    assert_refused(counter_twice, &["show.votes", "twice"]);
 }
 
 #[test]
-fn a_key_that_is_none_of_its_counter_is_refused() {
+fn key_that_does_not_fit_its_counter_is_refused() {
     let key = |counter: usize, hex: &'static str| {
         move |json: &mut Value| json["counters"][counter]["totals"][0][0] = json!(hex)
     };
-    refused(key(0, "00"), &["show.votes", "0x00", "malformed"]);
-    refused(key(0, "80000000000000000000"), &["show.votes", "malformed"]);
-    refused(key(0, ""), &["show.votes", "malformed"]);
+    assert_refused(key(0, "00"), &["show.votes", "0x00", "malformed"]);
+    assert_refused(key(0, "80000000000000000000"), &["show.votes", "malformed"]);
+    assert_refused(key(0, ""), &["show.votes", "malformed"]);
     for text in ["61", "610061", "0103", "ff00"] {
-        refused(key(1, text), &["tag.uses", text, "malformed"]);
+        assert_refused(key(1, text), &["tag.uses", text, "malformed"]);
     }
     for unreadable in ["0", "xy", "8000000000000g00", "\u{e9}\u{e9}"] {
         assert!(
@@ -343,10 +343,11 @@ fn a_key_that_is_none_of_its_counter_is_refused() {
     }
 }
 
-/// A snapshot that lacked a counter was restored with zeros, which passed for totals. It is
-/// restored, since counters are added, but such a counter is not read before it is backfilled.
+/// A snapshot that lacked a counter was restored with zeros, which passed for totals. Such a
+/// snapshot must be restorable, since applications add counters. But the counter cannot be read
+/// before it is backfilled.
 #[test]
-fn a_counter_that_a_snapshot_lacks_is_not_read() {
+fn counter_missing_from_a_snapshot_is_not_ready() {
     let lacking = changed(|json| drop(json["counters"].as_array_mut().unwrap().pop())).unwrap();
     let store = restored(&lacking);
     assert!(store.is_ready(VOTES.id()).unwrap() && !store.is_ready(USES.id()).unwrap());
@@ -356,13 +357,13 @@ fn a_counter_that_a_snapshot_lacks_is_not_read() {
         "{refused}"
     );
     assert_eq!((votes(&store).len(), store.len(USES.id()).unwrap()), (4, 0));
-    // What was not ready is so after the next snapshot too.
+    // A counter that is not ready stays so through the next snapshot.
     let again = restored(&store.snapshot());
     assert!(again.is_ready(VOTES.id()).unwrap() && !again.is_ready(USES.id()).unwrap());
 }
 
 #[test]
-fn offsets_come_back_with_the_totals() {
+fn offsets_are_restored_with_the_totals() {
     let store = MemoryStore::new(&SCHEMA);
     for (stream, first, last) in [("a", 1, 3), ("b", 1, 9), ("a", 4, 4)] {
         store
@@ -389,14 +390,14 @@ fn offsets_come_back_with_the_totals() {
     assert_eq!(back.total(VOTES, 7).unwrap(), 3);
 
     for (stream, last) in [("", 1), ("a", 0), ("a", u64::MAX), (&"s".repeat(300), 1)] {
-        refused(|json| json["offsets"] = json!({ stream: last }), &["stream range"]);
+        assert_refused(|json| json["offsets"] = json!({ stream: last }), &["stream range"]);
     }
 }
 
-/// Keys come as bytes, so one of another type may be asked for: it has no total, and must not be
-/// taken for one that has.
+/// Keys are passed as bytes, so a caller may ask for a key of another type. It has no total, and
+/// must not be mistaken for a key that has one.
 #[test]
-fn keys_of_another_width_are_nobody_elses() {
+fn keys_of_another_width_match_no_stored_key() {
     let store = MemoryStore::new(&SCHEMA);
     store.apply(&mut batch([(0, 5), (0x100, 6)])).unwrap();
     let zero = KeyBuf::of::<i64>(0);
@@ -431,10 +432,10 @@ fn keys_of_another_width_are_nobody_elses() {
     }
 }
 
-/// Keys of which the first half made the hash 0 in every process, whatever its seed: each was
-/// compared with all others.
+/// A chosen first half of a key made its hash 0 in every process, whatever the seed, so each such
+/// key was compared with all others.
 #[test]
-fn keys_that_are_chosen_against_the_hash_cost_no_more_than_others() {
+fn keys_chosen_to_collide_in_the_hash_cost_no_more_than_others() {
     const IDS: Counter<[u8; 16]> = Counter::new("ids");
     const SCHEMA: Schema = Schema::new(&[IDS.table()]);
     let known = 0x082e_fa98_ec4e_6c89_u64.rotate_right(16).to_le_bytes();
@@ -455,8 +456,8 @@ fn keys_that_are_chosen_against_the_hash_cost_no_more_than_others() {
     assert!(chosen < other * 20 + std::time::Duration::from_millis(100), "{chosen:?}, {other:?}");
 }
 
-/// The process's memory in bytes; 0 where nobody says.
-fn resident() -> f64 {
+/// The process's memory in bytes, or 0 if the system does not report it.
+fn resident_bytes() -> f64 {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages = pages.split(' ').nth(1).and_then(|pages| pages.parse::<u32>().ok()).unwrap_or(0);
     f64::from(pages) * 4096.0
@@ -469,7 +470,7 @@ fn many_streams_are_kept_listed_and_forgotten() {
     let streams: u32 =
         std::env::var("KEEPCOUNT_STREAMS").map_or(100_000, |streams| streams.parse().unwrap());
     let name = |stream: u32| format!("device {stream:012}");
-    let (store, before) = (MemoryStore::new(&SCHEMA), resident());
+    let (store, before) = (MemoryStore::new(&SCHEMA), resident_bytes());
     let began = Instant::now();
     for stream in 0..streams {
         store
@@ -477,7 +478,7 @@ fn many_streams_are_kept_listed_and_forgotten() {
             .unwrap();
     }
     println!("{:?} for the offsets of {streams} streams", began.elapsed());
-    println!("{:.0} bytes a stream", (resident() - before) / f64::from(streams));
+    println!("{:.0} bytes a stream", (resident_bytes() - before) / f64::from(streams));
     let (began, mut listed) = (Instant::now(), Vec::new());
     loop {
         let page =

@@ -1,6 +1,6 @@
-//! Many that deliver the same streams, in chunks of their own, again, too early, and whenever they
-//! do not know an outcome: threads and processes on one SQLite file, processes that are killed, and
-//! threads on one memory store beside snapshots. Each event is applied once.
+//! Many deliverers of the same streams. They deliver in chunks of their own, repeatedly, too early,
+//! and again after an unknown outcome. Threads and processes share one SQLite file, some processes
+//! are killed, and threads share one memory store beside snapshots. Each event is applied once.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use crate::support::full_test_name;
 use crate::support::offsets::{
-    File, PLAIN, RISING, Random, SUM, assert_applied, assert_applied_in, events, last_of, open,
-    rows, stream_range, write_rows,
+    File, PLAIN, RISING, Random, SUM, assert_applied, assert_applied_in, events, open, rows,
+    stored_offset, stream_range, write_rows,
 };
-use crate::support::test_of;
 use keepcount::{Applied, Error, MemoryStore, Recovery, Result, Schema, SqliteStore, Store};
 use rusqlite::Connection;
 
@@ -23,14 +23,14 @@ const GRID: u64 = 5;
 /// More turns than any deliverer needs.
 const MAX_TURNS: u64 = 100_000;
 
-/// What happened to the chunks that one delivered.
+/// The results of the chunks of one deliverer.
 #[derive(Debug, Default, Clone, Copy)]
 struct Delivered {
     applied: u64,
     skipped: u64,
     gaps: u64,
     overlaps: u64,
-    /// Busy, or with an outcome that is not known.
+    /// Busy, or with an unknown outcome.
     again: u64,
 }
 
@@ -46,9 +46,9 @@ impl Delivered {
     }
 }
 
-/// Delivers all events of all streams, in random chunks, some of them again, some too early, and
-/// whatever failed for a reason that may pass once more; until each event was applied, by this
-/// deliverer or by another.
+/// Delivers all events of all streams, in random chunks, until each event was applied by this
+/// deliverer or by another. It delivers some chunks again and some too early, and repeats chunks
+/// that failed for a transient reason.
 fn deliver_all(
     streams: &[&str],
     count: u64,
@@ -96,8 +96,8 @@ fn deliver_all(
 
 const STREAMS: [&str; 3] = ["votes", "totals alone", "votes of others"];
 
-/// What a driver's error is to somebody who tries again.
-fn driver(error: rusqlite::Error) -> Error {
+/// The driver's busy error as an error that a retry may resolve.
+fn busy(error: rusqlite::Error) -> Error {
     assert_eq!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy), "{error}");
     Error::Busy {
         operation: "the application's own statement".to_owned(),
@@ -106,8 +106,8 @@ fn driver(error: rusqlite::Error) -> Error {
     }
 }
 
-/// Some events in a transaction of the application, in one of several ways; one in five has an
-/// outcome that nobody learns.
+/// Applies events in a transaction of the application, in one of several ways. For one in five, the
+/// outcome is reported as unknown.
 fn apply_in_sqlite(
     conn: &Connection,
     schema: &Schema,
@@ -123,13 +123,13 @@ fn apply_in_sqlite(
     }
     let way = random.below(3);
     let begin = if way == 0 { "BEGIN DEFERRED" } else { "BEGIN IMMEDIATE" };
-    conn.execute_batch(begin).map_err(driver)?;
+    conn.execute_batch(begin).map_err(busy)?;
     let mut write = || {
-        // Who begins deferred may read an offset that is not the last one, and is busy then.
+        // A deferred transaction may read an outdated offset. It is busy then.
         if way < 2 && !stream_range.follows(store.offset(stream)?)? {
             return Ok(Applied::skipped());
         }
-        write_rows(conn, stream, first, last).map_err(driver)?;
+        write_rows(conn, stream, first, last).map_err(busy)?;
         store.apply_idempotent(&mut batch.clone(), &stream_range)
     };
     let mut applied = write();
@@ -139,10 +139,10 @@ fn apply_in_sqlite(
         commits &= random.coin();
         applied = Err(Error::Indeterminate {
             operation: "committing".to_owned(),
-            cause: "nobody knows".into(),
+            cause: "the outcome is unknown".into(),
         });
     }
-    if commits && let Err(error) = conn.execute_batch("COMMIT").map_err(driver) {
+    if commits && let Err(error) = conn.execute_batch("COMMIT").map_err(busy) {
         applied = Err(error);
     }
     if !conn.is_autocommit() {
@@ -164,7 +164,7 @@ fn deliver_in_sqlite(
     })
 }
 
-/// Rows and totals are those of all events, each once.
+/// Checks that rows and totals are those of all events, each once.
 fn assert_all_applied(path: &Path, schema: &Schema, streams: &[&str], count: u64) {
     let conn = open(path, Duration::ZERO);
     assert_applied_in(
@@ -186,7 +186,7 @@ fn threads_that_deliver_the_same_streams_apply_each_event_once() {
     for (schema, streams, count) in [
         (&PLAIN, &STREAMS[..], 1_200),
         (&RISING, &STREAMS[..], 1_200),
-        // Everybody is after the same chunk of events, in a transaction of the store's own.
+        // All deliver the same stream, each chunk in a transaction of the store's own.
         (&PLAIN, &STREAMS[1..2], 20_000),
         (&RISING, &STREAMS[1..2], 20_000),
     ] {
@@ -207,7 +207,9 @@ fn threads_that_deliver_the_same_streams_apply_each_event_once() {
 const DELIVERER: &str = "KEEPCOUNT_MARK_DELIVERER";
 const COUNT_OF_PROCESSES: u64 = 30_000;
 
-/// What a process of its own runs: this test, with a file and a seed.
+/// The child processes of
+/// [`processes_that_deliver_the_same_streams_and_are_killed_apply_each_event_once`] run this test
+/// with a file and a seed. Without them it does nothing.
 #[test]
 fn a_deliverer_in_a_process_of_its_own() {
     let Ok(what) = std::env::var(DELIVERER) else { return };
@@ -228,7 +230,7 @@ fn processes_that_deliver_the_same_streams_and_are_killed_apply_each_event_once(
         Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
-                &test_of(module_path!(), "a_deliverer_in_a_process_of_its_own"),
+                &full_test_name(module_path!(), "a_deliverer_in_a_process_of_its_own"),
                 "--quiet",
             ])
             .env(DELIVERER, format!("{seed} {}", file.path.display()))
@@ -238,7 +240,8 @@ fn processes_that_deliver_the_same_streams_and_are_killed_apply_each_event_once(
     };
     let (mut random, conn) = (Random(11), open(&file.path, Duration::from_secs(10)));
     let mut others: Vec<Child> = (100..103).map(spawn).collect();
-    // Killed at any moment, in the middle of a commit too: then nobody knows its outcome.
+    // Processes are killed at any moment, also in the middle of a commit, whose outcome is unknown
+    // then.
     let (mut kills, mut at) = (0, BTreeSet::new());
     for seed in 0..50 {
         let mut one = spawn(seed);
@@ -246,7 +249,7 @@ fn processes_that_deliver_the_same_streams_and_are_killed_apply_each_event_once(
         kills += u64::from(one.try_wait().unwrap().is_none());
         one.kill().unwrap();
         one.wait().unwrap();
-        at.insert(last_of(&conn, STREAMS[0]));
+        at.insert(stored_offset(&conn, STREAMS[0]));
     }
     assert!(others.iter_mut().all(|other| other.wait().unwrap().success()));
     println!("{kills} deliverers were killed at work, at events {at:?}");
@@ -270,7 +273,7 @@ fn count_in(store: &MemoryStore, stream: &str) -> u64 {
 }
 
 #[test]
-fn threads_apply_each_event_once_in_memory_and_what_an_offset_says_is_in_the_totals() {
+fn threads_in_memory_apply_each_event_once_and_offsets_match_the_totals() {
     let mut moments = 0;
     for (schema, streams) in
         [(&PLAIN, &STREAMS[..1]), (&RISING, &STREAMS[..1]), (&PLAIN, &STREAMS), (&RISING, &STREAMS)]
@@ -295,7 +298,7 @@ fn threads_apply_each_event_once_in_memory_and_what_an_offset_says_is_in_the_tot
                                 if random.below(5) == 0 {
                                     return Err(Error::Indeterminate {
                                         operation: "applying".to_owned(),
-                                        cause: "nobody knows".into(),
+                                        cause: "the outcome is unknown".into(),
                                     });
                                 }
                                 Ok(applied)

@@ -1,12 +1,11 @@
-//! Each event of a stream is applied once, with its rows: through rollbacks, batches that fail in
-//! their middle, offsets that are broken or gone, transactions that were overtaken, and outcomes
-//! that nobody learns.
+//! Each event of a stream is applied once, with its rows: after rollbacks, batches that fail in
+//! their middle, damaged or missing offsets, overtaken transactions, and unknown outcomes.
 
 use std::time::Duration;
 
 use crate::support::offsets::{
     File, PLAIN, RISING, Random, SCHEMAS, SUM, VOTES, assert_applied_in, database, deliver, events,
-    last_of, open, rows, stream_range, write_rows,
+    open, rows, stored_offset, stream_range, write_rows,
 };
 use crate::support::world::{Kinds, Trace};
 use keepcount::sql::{self, Dialect};
@@ -14,7 +13,7 @@ use keepcount::{Batch, Error, MemoryStore, Recovery, Schema, SqliteStore, Store,
 use rusqlite::{Connection, StatementStatus, TransactionBehavior};
 
 #[test]
-fn rows_totals_and_the_offset_roll_back_together_and_a_skip_says_so() {
+fn rows_totals_and_offset_roll_back_together_and_skips_are_reported() {
     for schema in SCHEMAS {
         let mut conn = database(schema);
         assert!(!deliver(&mut conn, schema, "votes", 1, 40).skipped);
@@ -24,7 +23,7 @@ fn rows_totals_and_the_offset_roll_back_together_and_a_skip_says_so() {
         SqliteStore::new(&tx, schema)
             .apply_idempotent(&mut events("votes", 41, 50), &stream_range("votes", 41, 50))
             .unwrap();
-        assert_eq!(last_of(&tx, "votes"), 50);
+        assert_eq!(stored_offset(&tx, "votes"), 50);
         tx.rollback().unwrap();
         assert_applied_in(&conn, schema, &[("votes", 40)]);
 
@@ -40,7 +39,7 @@ fn rows_totals_and_the_offset_roll_back_together_and_a_skip_says_so() {
 }
 
 #[test]
-fn a_savepoint_takes_its_events_back_alone() {
+fn rollback_of_a_savepoint_undoes_only_its_events() {
     let mut conn = database(&RISING);
     let mut tx = conn.transaction().unwrap();
     let apply = |conn: &Connection, stream, first, last| {
@@ -59,7 +58,7 @@ fn a_savepoint_takes_its_events_back_alone() {
 }
 
 #[test]
-fn outside_a_transaction_offset_and_totals_are_one_of_their_own() {
+fn outside_a_transaction_offset_and_totals_share_one_transaction() {
     for schema in SCHEMAS {
         let mut conn = database(schema);
         let trace = Trace::on(&mut conn);
@@ -97,7 +96,7 @@ fn outside_a_transaction_offset_and_totals_are_one_of_their_own() {
         );
         assert_eq!(trace.kinds().writes, 0);
         assert!(conn.is_autocommit());
-        assert_eq!(last_of(&conn, "others"), 3);
+        assert_eq!(stored_offset(&conn, "others"), 3);
     }
 }
 
@@ -120,7 +119,7 @@ fn the_statements_of_an_offset_are_prepared_once() {
 }
 
 #[test]
-fn names_of_streams_are_taken_as_they_are() {
+fn stream_names_with_special_characters_stay_apart() {
     let long = "\u{e9}".repeat(128);
     let names = ["a\0", "a", "a\0b", "'; DROP TABLE votes --", "\"", "a\nb", &long];
     let conn = database(&PLAIN);
@@ -143,10 +142,15 @@ fn names_of_streams_are_taken_as_they_are() {
 
 // Batches that fail.
 
-/// A transaction in which some events were written, with a batch of the next that fails: all is as
-/// before the batch, and the transaction goes on.
+/// Applies a batch that fails, in a transaction that has applied events before. Checks that the
+/// batch leaves nothing, and that the transaction goes on. Returns the error.
 #[track_caller]
-fn fails_in_the_middle(schema: &Schema, breaks: &str, repairs: &str, batch: &Batch) -> Error {
+fn assert_failure_leaves_nothing(
+    schema: &Schema,
+    breaks: &str,
+    repairs: &str,
+    batch: &Batch,
+) -> Error {
     let mut conn = database(schema);
     deliver(&mut conn, schema, "votes", 1, 40);
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
@@ -180,11 +184,11 @@ fn fails_in_the_middle(schema: &Schema, breaks: &str, repairs: &str, batch: &Bat
 }
 
 #[test]
-fn a_batch_that_fails_in_its_middle_leaves_totals_and_offset() {
+fn batch_that_fails_in_its_middle_leaves_totals_and_offset_unchanged() {
     for schema in SCHEMAS {
         let mut beyond = events("votes", 42, 45);
         beyond.add(SUM, "votes", i64::MAX - 500);
-        let error = fails_in_the_middle(schema, "", "", &beyond);
+        let error = assert_failure_leaves_nothing(schema, "", "", &beyond);
         assert!(
             matches!(error, Error::Overflow { counter: "stream.sum", what: "total", .. }),
             "{error:?}"
@@ -193,7 +197,7 @@ fn a_batch_that_fails_in_its_middle_leaves_totals_and_offset() {
 }
 
 #[test]
-fn an_offset_that_cannot_be_moved_takes_the_totals_back() {
+fn offset_that_cannot_be_written_takes_the_totals_back() {
     let trigger = |event: &str, what: &str| {
         let when = format!(
             "CREATE TRIGGER odd BEFORE {event} ON keepcount_offsets BEGIN SELECT RAISE({what}); END"
@@ -213,15 +217,16 @@ fn an_offset_that_cannot_be_moved_takes_the_totals_back() {
         (renamed, ["stream votes", "view"]),
     ] {
         for schema in SCHEMAS {
-            let text = fails_in_the_middle(schema, &breaks, &repairs, &events("votes", 42, 45))
-                .to_string();
+            let text =
+                assert_failure_leaves_nothing(schema, &breaks, &repairs, &events("votes", 42, 45))
+                    .to_string();
             assert!(names.iter().all(|name| text.contains(name)), "{text}");
         }
     }
 }
 
 #[test]
-fn an_offset_that_rolls_all_back_is_told_apart() {
+fn offset_write_that_rolls_back_the_transaction_is_transaction_lost() {
     let mut conn = database(&PLAIN);
     deliver(&mut conn, &PLAIN, "votes", 1, 5);
     let gone = "CREATE TRIGGER odd BEFORE UPDATE ON keepcount_offsets BEGIN SELECT RAISE(ROLLBACK, 'gone'); END";
@@ -242,7 +247,7 @@ fn an_offset_that_rolls_all_back_is_told_apart() {
 }
 
 #[test]
-fn a_table_of_offsets_that_is_absent_or_not_ours_is_named() {
+fn absent_or_foreign_table_of_offsets_is_named() {
     let table = |columns: &str| {
         format!("DROP TABLE keepcount_offsets; CREATE TABLE keepcount_offsets {columns};")
     };
@@ -252,32 +257,57 @@ fn a_table_of_offsets_that_is_absent_or_not_ours_is_named() {
             table("(stream, last)")
         )
     };
-    // What `check` says, and what applying says.
+    // The message of `check`, and that of applying.
     for (breaks, checked, applied) in [
-        ("DROP TABLE keepcount_offsets".to_owned(), "it is absent", "table keepcount_offsets: it is absent"),
-        (table("(stream TEXT PRIMARY KEY, upto INTEGER)"), "its columns are", "no such column: m.last"),
         (
-            table("(stream TEXT, last INTEGER)") + "INSERT INTO keepcount_offsets VALUES ('votes', 5)",
+            "DROP TABLE keepcount_offsets".to_owned(),
+            "it is absent",
+            "table keepcount_offsets: it is absent",
+        ),
+        (
+            table("(stream TEXT PRIMARY KEY, upto INTEGER)"),
+            "its columns are",
+            "no such column: m.last",
+        ),
+        (
+            table("(stream TEXT, last INTEGER)")
+                + "INSERT INTO keepcount_offsets VALUES ('votes', 5)",
             "its columns are",
             "ON CONFLICT",
         ),
-        (table("(stream TEXT PRIMARY KEY NOT NULL, last INTEGER NOT NULL)"), "it is not STRICT", ""),
+        (
+            table("(stream TEXT PRIMARY KEY NOT NULL, last INTEGER NOT NULL)"),
+            "it is not STRICT",
+            "",
+        ),
         (
             table("(stream TEXT NOT NULL COLLATE NOCASE PRIMARY KEY, last INTEGER NOT NULL) STRICT, WITHOUT ROWID"),
             "collated NOCASE",
             "",
         ),
-        (holding("'three'"), "its columns are", "the offset of stream votes is three, not an integer"),
+        (
+            holding("'three'"),
+            "its columns are",
+            "the offset of stream votes is three, not an integer",
+        ),
         (holding("3.5"), "its columns are", "the offset of stream votes is 3.5, not an integer"),
         (holding("NULL"), "its columns are", "the offset of stream votes is null, not an integer"),
-        ("UPDATE keepcount_offsets SET last = -3".to_owned(), "", "the offset of stream votes is -3, below 0"),
+        (
+            "UPDATE keepcount_offsets SET last = -3".to_owned(),
+            "",
+            "the offset of stream votes is -3, below 0",
+        ),
         (
             "CREATE TEMP TABLE keepcount_offsets (stream TEXT NOT NULL PRIMARY KEY, last INTEGER NOT NULL) STRICT, WITHOUT ROWID"
                 .to_owned(),
             "hides it",
             "",
         ),
-        ("CREATE TRIGGER odd AFTER INSERT ON keepcount_offsets BEGIN SELECT 1; END".to_owned(), "its trigger odd", ""),
+        (
+            "CREATE TRIGGER odd AFTER INSERT ON keepcount_offsets BEGIN SELECT 1; END".to_owned(),
+            "its trigger odd",
+            "",
+        ),
     ] {
         let mut conn = database(&PLAIN);
         deliver(&mut conn, &PLAIN, "votes", 1, 5);
@@ -287,30 +317,44 @@ fn a_table_of_offsets_that_is_absent_or_not_ours_is_named() {
             Ok(()) => assert_eq!(checked, "", "{breaks}"),
             Err(error) => {
                 let text = error.to_string();
-                assert!(text.contains("keepcount_offsets") && text.contains(checked) && !checked.is_empty(), "{text}");
+                assert!(
+                    text.contains("keepcount_offsets")
+                        && text.contains(checked)
+                        && !checked.is_empty(),
+                    "{text}"
+                );
                 assert!(matches!(error, Error::SchemaMismatch { .. }));
             }
         }
         let mut store = store;
         if !applied.is_empty() {
-            let error = store.apply_idempotent(&mut events("votes", 6, 6), &stream_range("votes", 6, 6)).unwrap_err();
+            let error = store
+                .apply_idempotent(&mut events("votes", 6, 6), &stream_range("votes", 6, 6))
+                .unwrap_err();
             assert!(error.to_string().contains(applied), "{breaks}: {error}");
             assert_eq!(error.recovery(), Recovery::Permanent);
-            assert!(applied == "ON CONFLICT" || store.offset("votes").unwrap_err().to_string().contains(applied));
+            assert!(
+                applied == "ON CONFLICT"
+                    || store.offset("votes").unwrap_err().to_string().contains(applied)
+            );
         }
-        // Whoever has no offsets needs no table of them.
+        // `apply` without offsets needs no table of them.
         let before = store.total(VOTES, 1).unwrap();
         store.apply(&mut events("votes", 1, 1)).unwrap();
-        assert_eq!(store.total(VOTES, 1).unwrap(), before + 1, "{breaks}: nothing but this was applied");
+        assert_eq!(
+            store.total(VOTES, 1).unwrap(),
+            before + 1,
+            "{breaks}: nothing but this was applied"
+        );
     }
 }
 
-// Beside other connections.
+// With other connections.
 
-/// A deferred transaction reads the offset of its own moment: had it been written since, the same
-/// events would follow it still.
+/// A deferred transaction reads the offset as of its own snapshot. If another connection moved the
+/// offset since, the same events would still seem to follow it.
 #[test]
-fn a_deferred_transaction_that_somebody_else_overtook_is_busy_and_says_how_to_begin() {
+fn overtaken_deferred_transaction_is_busy_and_says_to_begin_immediate() {
     for (schema, batch, operation) in [
         (&PLAIN, events("votes", 6, 9), "writing totals of counter show.votes"),
         (&RISING, events("votes", 6, 9), "writing totals of counter show.votes"),
@@ -321,7 +365,7 @@ fn a_deferred_transaction_that_somebody_else_overtook_is_busy_and_says_how_to_be
             (open(&file.path, Duration::ZERO), open(&file.path, Duration::ZERO));
         deliver(&mut theirs, schema, "votes", 1, 5);
         let tx = ours.transaction_with_behavior(TransactionBehavior::Deferred).unwrap();
-        assert_eq!(last_of(&tx, "votes"), 5);
+        assert_eq!(stored_offset(&tx, "votes"), 5);
         deliver(&mut theirs, schema, "votes", 6, 9);
         let error = SqliteStore::new(&tx, schema)
             .apply_idempotent(&mut batch.clone(), &stream_range("votes", 6, 9))
@@ -343,7 +387,7 @@ fn a_deferred_transaction_that_somebody_else_overtook_is_busy_and_says_how_to_be
 }
 
 #[test]
-fn a_lock_of_somebody_else_names_what_was_to_be_done() {
+fn error_of_a_held_lock_names_the_operation_that_was_refused() {
     let file = File::new(&PLAIN);
     let (ours, theirs) = (open(&file.path, Duration::ZERO), open(&file.path, Duration::ZERO));
     theirs.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -372,7 +416,7 @@ fn a_lock_of_somebody_else_names_what_was_to_be_done() {
 }
 
 #[test]
-fn an_outcome_that_nobody_learned_is_tried_again_until_it_is_known() {
+fn repeat_after_an_unknown_outcome_applies_each_event_once() {
     for schema in SCHEMAS {
         let mut conn = database(schema);
         let mut random = Random(5);
@@ -413,7 +457,7 @@ fn names(offsets: &[(String, u64)]) -> Vec<(&str, u64)> {
 }
 
 #[test]
-fn offsets_are_listed_by_pages_and_a_forgotten_one_counts_its_events_again() {
+fn offsets_are_listed_by_pages_and_a_forgotten_stream_counts_again() {
     let conn = database(&PLAIN);
     let sqlite = SqliteStore::new(&conn, &PLAIN);
     let memory = MemoryStore::new(&PLAIN);
@@ -424,7 +468,7 @@ fn offsets_are_listed_by_pages_and_a_forgotten_one_counts_its_events_again() {
         { sqlite }.apply_idempotent(&mut batch, &stream_range).unwrap();
         memory.apply_idempotent(&mut events(stream, 1, last), &stream_range).unwrap();
     }
-    // One of which nothing was applied leaves nothing.
+    // A stream of which nothing was applied has no offset.
     assert!(memory.apply_idempotent(&mut Batch::new(), &stream_range("gap", 2, 2)).is_err());
     let mut sorted: Vec<(&str, u64)> = streams.iter().copied().zip(1..).collect();
     sorted.sort_unstable();
@@ -470,16 +514,16 @@ fn offsets_are_listed_by_pages_and_a_forgotten_one_counts_its_events_again() {
 }
 
 #[test]
-fn an_offset_that_is_forgotten_in_a_transaction_comes_back_with_it() {
+fn forgotten_offset_comes_back_when_its_transaction_rolls_back() {
     let mut conn = database(&PLAIN);
     deliver(&mut conn, &PLAIN, "votes", 1, 40);
     let tx = conn.transaction().unwrap();
     assert_eq!(SqliteStore::new(&tx, &PLAIN).forget_offset("votes").unwrap(), 40);
     tx.rollback().unwrap();
-    assert_eq!(last_of(&conn, "votes"), 40);
+    assert_eq!(stored_offset(&conn, "votes"), 40);
 }
 
-/// A log that lost its end, and totals that did not: what came next was skipped event by event,
+/// A log lost its end, and the totals did not. The next events of the log were skipped one by one,
 /// without an error.
 #[test]
 fn an_offset_that_is_ahead_of_its_log_is_refused_before_events_are_delivered() {

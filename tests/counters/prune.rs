@@ -1,6 +1,6 @@
-//! Totals that nobody asks for any more, in both stores: what is below a cutoff goes and stays
-//! away, what is at it or above is as a plain recount says, through hooks, audits, snapshots,
-//! reopening, and writers at the same moment.
+//! Prunes and sweeps, in both stores. Totals below a cutoff are removed and do not come back.
+//! Totals at or above it equal a plain recount: after hooks, audits, snapshots and reopening, and
+//! beside concurrent writers.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -52,7 +52,7 @@ impl Record for Row {
     }
 }
 
-/// Counter, head, and day where it has one.
+/// Totals by counter, first part of the key, and day if the key has one.
 type Totals = BTreeMap<(&'static str, i64, Option<i64>), i64>;
 
 /// Rows in plain maps.
@@ -63,7 +63,7 @@ struct Rows {
 }
 
 impl Rows {
-    /// Every counter, without what is below a cutoff.
+    /// The totals of every counter, without those below the cutoff.
     fn recount(&self, cutoff: Option<i64>) -> Totals {
         let mut totals = Totals::new();
         let mut add = |name, prefix, suffix, amount| {
@@ -99,9 +99,9 @@ enum Op {
     /// Votes and setlists put, moved or dropped in one transaction.
     Write(Vec<(i64, Option<Row>)>),
     Prune(i64),
-    /// Kept and brought back: a snapshot, or the file opened again.
+    /// The store is restored from its snapshot, or its file is opened again.
     Reopen,
-    /// Totals at and above the cutoff changed behind the hooks.
+    /// Totals at and above the cutoff are changed without a hook.
     Break,
 }
 
@@ -117,8 +117,9 @@ fn op() -> impl Strategy<Value = Op> {
     });
     let put = prop_oneof![
         3 => (0..8_i64, weighted(0.75, vote)).prop_map(|(id, row)| (id, row)),
-        // Negative numbers are setlists.
-        2 => (0..4_i64, weighted(0.8, 0..3_i64)).prop_map(|(id, show)| (-1 - id, show.map(|show| Row::Setlist { id, show }))),
+        // Negative ids are setlists.
+        2 => (0..4_i64, weighted(0.8, 0..3_i64))
+            .prop_map(|(id, show)| (-1 - id, show.map(|show| Row::Setlist { id, show }))),
     ];
     prop_oneof![
         6 => vec(put, 0..6).prop_map(Op::Write),
@@ -130,14 +131,14 @@ fn op() -> impl Strategy<Value = Op> {
 
 trait Subject {
     fn new() -> Self;
-    /// A row put at a number, or dropped; what was there.
+    /// Puts or deletes the row of an id. Returns the row that was there.
     fn put(&mut self, id: i64, row: Option<&Row>) -> Option<Row>;
     fn apply(&mut self, batch: &Batch);
     fn prune(&mut self, before: i64) -> u64;
     fn reopen(&mut self);
     fn store(&mut self) -> Box<dyn Store + '_>;
     fn reconcile(&mut self, mode: Mode, options: Options, other: bool) -> Report;
-    /// The leaderboard as it is kept, and made anew.
+    /// The leaderboard as it is stored, and after a rebuild.
     fn leaderboards(&mut self) -> [Vec<(u64, i64)>; 2];
 }
 
@@ -355,13 +356,13 @@ fn check<S: Subject>(ops: &[Op], page: usize, other: bool) {
                 };
                 let going = rows.recount(cutoff).keys().filter(|name| below(name)).count() as u64;
                 let gone = subject.prune(*before);
-                // Rows of 0 may be among those that go in SQLite.
+                // In SQLite, rows of totals that are 0 may be removed too.
                 assert!(
                     gone >= going && (cutoff < Some(*before) || gone == 0),
-                    "{gone} went, not {going}, by {op:?}"
+                    "{op:?} removed {gone} totals, not {going}"
                 );
                 cutoff = cutoff.max(Some(*before));
-                assert_eq!(subject.prune(*before), 0, "once more");
+                assert_eq!(subject.prune(*before), 0, "a second prune removes nothing");
             }
             Op::Reopen => subject.reopen(),
             Op::Break => {
@@ -376,7 +377,7 @@ fn check<S: Subject>(ops: &[Op], page: usize, other: bool) {
                 assert_eq!(
                     drift,
                     batch.len() as u64,
-                    "what climbs from a total that is off is no drift of its own"
+                    "deltas that propagate from a wrong total are no drift of their own"
                 );
                 let repair = subject.reconcile(Mode::Repair, options, other);
                 assert_eq!(repair.drift(), drift, "{repair}");
@@ -385,7 +386,7 @@ fn check<S: Subject>(ops: &[Op], page: usize, other: bool) {
         assert_eq!(
             totals(&mut *subject.store()),
             rows.recount(cutoff),
-            "cut at {cutoff:?}, after {op:?}"
+            "with cutoff {cutoff:?}, after {op:?}"
         );
         for prefix in 0..4 {
             let from = cutoff.unwrap_or(i64::MIN);
@@ -412,8 +413,8 @@ fn check<S: Subject>(ops: &[Op], page: usize, other: bool) {
         let report = subject.reconcile(mode, options, other);
         assert_eq!((report.drift(), report.complete()), (0, true), "{}", report.table());
     }
-    assert_eq!(totals(&mut *subject.store()), rows.recount(cutoff), "audits leave all as it is");
-    assert_eq!(subject.put(0, None), rows.votes.get(&0).cloned(), "and the rows");
+    assert_eq!(totals(&mut *subject.store()), rows.recount(cutoff), "audits change no total");
+    assert_eq!(subject.put(0, None), rows.votes.get(&0).cloned(), "audits change no row");
 }
 
 fn config() -> ProptestConfig {
@@ -429,22 +430,24 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn in_memory_what_is_below_a_cutoff_stays_away_and_the_rest_is_right(
+    fn in_memory_totals_below_a_cutoff_stay_pruned_and_the_others_are_exact(
         ops in vec(op(), 0..14), page in prop_oneof![Just(1_usize), Just(2), Just(1000)]
     ) {
         check::<Memory>(&ops, page, false);
     }
 
     #[test]
-    fn on_sqlite_what_is_below_a_cutoff_stays_away_and_the_rest_is_right(
-        ops in vec(op(), 0..14), page in prop_oneof![Just(1_usize), Just(2), Just(1000)], other in any::<bool>()
+    fn on_sqlite_totals_below_a_cutoff_stay_pruned_and_the_others_are_exact(
+        ops in vec(op(), 0..14),
+        page in prop_oneof![Just(1_usize), Just(2), Just(1000)],
+        other in any::<bool>()
     ) {
         check::<Sqlite>(&ops, page, other);
     }
 }
 
 #[test]
-fn only_a_prunable_counter_that_rows_drive_is_pruned() {
+fn prune_of_a_rollup_or_a_counter_that_is_not_prunable_is_refused() {
     let memory = MemoryStore::new(&SCHEMA);
     let sqlite = Sqlite::new();
     let store = SqliteStore::new(&sqlite.conn, &SCHEMA);
@@ -461,7 +464,7 @@ fn only_a_prunable_counter_that_rows_drive_is_pruned() {
 }
 
 #[test]
-fn what_moves_over_the_cutoff_counts_on_its_side_only() {
+fn row_moved_across_the_cutoff_counts_only_at_or_above_it() {
     let memory = MemoryStore::new(&SCHEMA);
     let sqlite = Sqlite::new();
     let mut store = SqliteStore::new(&sqlite.conn, &SCHEMA);
@@ -488,12 +491,12 @@ fn what_moves_over_the_cutoff_counts_on_its_side_only() {
             let below = applied.deltas(batch).filter(|(id, key, _)| {
                 *id == SETLIST_DAYS.id() && key.decode::<(i64, i64)>().unwrap().1 < 10
             });
-            assert_eq!(below.count(), 0, "what is below the cutoff is not written");
+            assert_eq!(below.count(), 0, "no total below the cutoff is written");
         }
         let left_days = SHOW_DAYS.suffixes(7, 10..);
         let sums = [memory.sum(left_days.clone()), store.sum(left_days)];
         assert_eq!(sums.map(Result::unwrap), [*left, *left]);
-        // What reaches below the cutoff would be a guess.
+        // The sum of a range that reaches below the cutoff would be incomplete.
         for range in [
             SHOW_DAYS.under(7),
             SHOW_DAYS.suffixes(7, 9..),
@@ -513,7 +516,7 @@ fn what_moves_over_the_cutoff_counts_on_its_side_only() {
 
 /// A key whose time has two parts: a day and an hour.
 #[test]
-fn a_cutoff_in_a_time_of_two_parts_means_the_same_in_both_stores() {
+fn cutoff_of_two_key_parts_means_the_same_in_both_stores() {
     const HOURS: Counter<(i64, (i64, i64))> = Counter::new("hours");
     const SCHEMA: Schema = Schema::new(&[HOURS.table().prunable()]);
     let memory = MemoryStore::new(&SCHEMA);
@@ -535,15 +538,15 @@ fn a_cutoff_in_a_time_of_two_parts_means_the_same_in_both_stores() {
     for (pruned, left) in pruned.into_iter().zip([left(&mut in_memory), left(&mut store)]) {
         match pruned {
             Ok(gone) => assert_eq!((gone, left), (2, vec![(2, 6), (2, 7), (3, 1)])),
-            // Refused outright would do too, and leaves all as it was.
+            // A store may also refuse such a cutoff. Then it must change nothing.
             Err(error) => assert_eq!(left, [(1, 20), (2, 5), (2, 6), (2, 7), (3, 1)], "{error}"),
         }
     }
 }
 
-/// Writes behind the hooks below a cutoff, which nothing of the crate does.
+/// Plants a total below the cutoff without a hook. The crate itself never writes there.
 #[test]
-fn a_total_planted_below_the_cutoff_is_the_same_to_both_audits() {
+fn both_audits_report_a_total_planted_below_the_cutoff_alike() {
     let (mut memory, mut sqlite) = (Memory::new(), Sqlite::new());
     let options = Options::default();
     let mut found = Vec::new();
@@ -573,10 +576,10 @@ fn a_total_planted_below_the_cutoff_is_the_same_to_both_audits() {
     assert_eq!(found[2], 0, "a repair leaves nothing that a verify reports: {found:?}");
 }
 
-/// A repair counted the rows of its key without looking at the cutoff, while the measure leaves out
-/// those below: a total planted there, where rows still are, came back with each repair.
+/// A repair recounted the rows of its key without the cutoff, while the comparison leaves out rows
+/// below it. A total planted there, where rows still are, came back with each repair.
 #[test]
-fn on_sqlite_a_total_planted_below_the_cutoff_beside_its_rows_is_repaired_away() {
+fn on_sqlite_repair_removes_a_total_planted_below_the_cutoff_beside_its_rows() {
     for by_tally in [false, true] {
         let mut sqlite = Sqlite::new();
         let vote = Row::Vote { setlist: 1, day: 3, amount: 4 };
@@ -591,7 +594,7 @@ fn on_sqlite_a_total_planted_below_the_cutoff_beside_its_rows_is_repaired_away()
     }
 }
 
-/// Nothing was pruned while a batch of it was half applied, nor comes back below the cutoff.
+/// A prune never runs while a batch is half applied, and no total comes back below the cutoff.
 #[test]
 fn in_memory_a_prune_beside_writers_leaves_nothing_below_its_cutoff() {
     let store = MemoryStore::new(&SCHEMA);
@@ -631,7 +634,7 @@ fn in_memory_a_prune_beside_writers_leaves_nothing_below_its_cutoff() {
     }
 }
 
-/// A file in this folder for several writers, which wait for each other.
+/// Opens a database file in this folder for several writers, which wait for each other.
 fn shared_file(folder: &Path) -> Connection {
     let conn = Connection::open(folder.join("totals.db")).unwrap();
     conn.busy_timeout(std::time::Duration::from_secs(20)).unwrap();
@@ -701,8 +704,8 @@ const FORUM: Schema = Schema::new(&[
 ])
 .leaderboards(&[TRENDING.id()]);
 
-/// What comes and goes again: most totals end at 0.
-fn forum(store: &mut SqliteStore<'_>) {
+/// Adds to totals and subtracts again, so that most totals end at 0.
+fn write_rounds(store: &mut SqliteStore<'_>) {
     for round in 0..60_i64 {
         for delta in [1, if round % 5 == 0 { 0 } else { -1 }] {
             let mut batch = Batch::new();
@@ -717,8 +720,8 @@ fn forum(store: &mut SqliteStore<'_>) {
     }
 }
 
-/// Rows of each table of totals: all, and those of 0.
-fn rows_of(conn: &Connection) -> Vec<(i64, i64)> {
+/// The number of rows in each table of totals: all, and those whose total is 0.
+fn row_counts(conn: &Connection) -> Vec<(i64, i64)> {
     let count = |table: String| {
         let text = format!("SELECT count(*), count(*) FILTER (WHERE total = 0) FROM {table}");
         conn.query_row(&text, (), |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
@@ -726,8 +729,8 @@ fn rows_of(conn: &Connection) -> Vec<(i64, i64)> {
     FORUM.counters().iter().map(|spec| count(spec.table_name())).collect()
 }
 
-/// All that can be read.
-fn readable(store: &mut SqliteStore<'_>) -> String {
+/// Everything that can be read, as text.
+fn read_everything(store: &mut SqliteStore<'_>) -> String {
     let days = store.totals(SETLIST_DAYS).unwrap();
     let users = store.totals(USER_SHOW).unwrap();
     let (votes, all) = (store.totals(SETLIST_VOTES).unwrap(), store.totals(ALL_VOTES).unwrap());
@@ -736,15 +739,15 @@ fn readable(store: &mut SqliteStore<'_>) -> String {
     format!("{days:?} {users:?} {votes:?} {all:?} {small:?} {shows:?} {top:?}")
 }
 
-/// Totals that had come and gone stayed as rows for ever.
+/// Rows of totals that had become 0 again stayed forever.
 #[test]
-fn a_sweep_removes_totals_of_0_a_bounded_part_a_call_and_changes_nothing_that_is_read() {
+fn sweep_removes_a_bounded_number_of_totals_of_0_and_changes_no_read() {
     for rows in [1, 7, 1_000] {
         let conn = Connection::open_in_memory().unwrap();
         let mut store = SqliteStore::new(&conn, &FORUM);
         store.create().unwrap();
-        forum(&mut store);
-        let (before, read) = (rows_of(&conn), readable(&mut store));
+        write_rounds(&mut store);
+        let (before, read) = (row_counts(&conn), read_everything(&mut store));
         let zeros: i64 = before.iter().map(|(_, zeros)| zeros).sum();
         assert!(zeros > 200, "{before:?}");
         let (mut sweep, mut gone, mut calls) = (Sweep::new().rows(rows), 0, 0);
@@ -761,17 +764,17 @@ fn a_sweep_removes_totals_of_0_a_bounded_part_a_call_and_changes_nothing_that_is
         }
         assert_eq!((gone, calls > 1), (zeros.cast_unsigned(), rows < 1_000));
         let after: Vec<_> = before.iter().map(|(all, zeros)| (all - zeros, 0)).collect();
-        assert_eq!(rows_of(&conn), after);
-        assert_eq!(readable(&mut store), read);
-        // From the first row on again: what came to 0 since.
-        forum(&mut store);
+        assert_eq!(row_counts(&conn), after);
+        assert_eq!(read_everything(&mut store), read);
+        // The next sweep starts at the first row again, and removes totals that became 0 since.
+        write_rounds(&mut store);
         while !store.sweep(&mut sweep).unwrap().complete {}
-        assert!(rows_of(&conn).iter().all(|(_, zeros)| *zeros == 0));
+        assert!(row_counts(&conn).iter().all(|(_, zeros)| *zeros == 0));
     }
 }
 
 #[test]
-fn a_sweep_takes_the_write_lock_only_for_what_there_is_to_remove() {
+fn sweep_takes_the_write_lock_only_if_there_are_rows_to_remove() {
     let dir = tempfile::tempdir().unwrap();
     let open = || Connection::open(dir.path().join("totals.db")).unwrap();
     let (conn, other) = (open(), open());
@@ -793,18 +796,18 @@ fn a_sweep_takes_the_write_lock_only_for_what_there_is_to_remove() {
     other.execute_batch("COMMIT").unwrap();
     let swept = store.sweep(&mut sweep).unwrap();
     assert_eq!((swept.looked, swept.totals, swept.complete), (2, 1, true));
-    // Part of the caller's transaction.
+    // In the caller's transaction, a sweep rolls back with it.
     conn.execute_batch("UPDATE small SET total = 0; BEGIN").unwrap();
     assert_eq!(store.sweep(&mut Sweep::new()).unwrap().totals, 1);
     conn.execute_batch("ROLLBACK").unwrap();
-    assert_eq!(rows_of(&conn)[3], (1, 1));
+    assert_eq!(row_counts(&conn)[3], (1, 1));
     let swept: Swept = store.sweep(&mut Sweep::new().rows(0)).unwrap();
     assert_eq!(swept.looked, 1, "at least one row a call");
 }
 
-/// Four writers bring totals to 0 and back while one removes them.
+/// Four writers change totals to 0 and back while a sweep removes those of 0.
 #[test]
-fn a_sweep_beside_writers_loses_nothing() {
+fn sweep_beside_writers_loses_no_total() {
     let dir = tempfile::tempdir().unwrap();
     let open = || shared_file(dir.path());
     let conn = open();
@@ -839,5 +842,5 @@ fn a_sweep_beside_writers_loses_nothing() {
     let mut store = SqliteStore::new(&conn, &FORUM);
     assert_eq!(store.totals(SETLIST_VOTES).unwrap(), []);
     assert_eq!(store.total(ALL_VOTES, ()).unwrap(), 600);
-    println!("{gone} totals of 0 went beside writers");
+    println!("{gone} totals of 0 were removed beside writers");
 }

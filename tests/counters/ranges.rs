@@ -1,6 +1,6 @@
-//! Ranges of keys and their sums, in both stores, against a filtered map of plain keys: all kinds
-//! of bounds, beginnings of keys, limits, sums beyond 64 bits; and that SQLite reads a range of its
-//! index without sorting.
+//! Ranges of keys and their sums equal those of a filtered map of plain keys, in both stores: for
+//! all kinds of bounds, key prefixes, limits, and sums beyond 64 bits. SQLite reads a range from
+//! its index without a sort.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -24,7 +24,7 @@ const ALL: Counter<()> = Counter::new("all");
 const SCHEMA: Schema =
     Schema::new(&[ONE.table(), WORD.table(), TWO.table(), THREE.table(), FAR.table(), ALL.table()]);
 
-/// A part of a key, without the crate's types; sorts as the crate must sort it.
+/// A part of a key, without the crate's types. It has the order that the crate must have.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Part {
     Int(i64),
@@ -34,8 +34,8 @@ enum Part {
 type Parts = Vec<Part>;
 type Ends = (Bound<Parts>, Bound<Parts>);
 
-/// Whether a key is within bounds that may be the beginnings of keys: such a beginning stands for
-/// all keys that begin so.
+/// Whether a key is within these bounds. A bound may be a prefix, which stands for all keys that
+/// begin with it.
 fn within(key: &Parts, (start, end): &Ends) -> bool {
     let prefix = |bound: &Parts| key[..bound.len()].cmp(bound.as_slice());
     let starts = match start {
@@ -63,7 +63,7 @@ fn small<T: TryFrom<i64>>(part: &Part) -> T {
     T::try_from(int(part)).ok().unwrap()
 }
 
-/// The key, or the beginning of one, as the crate encodes it.
+/// The key, or the prefix of one, as the crate encodes it.
 fn encoded(counter: CounterId, parts: &[Part]) -> KeyBuf {
     match (counter.name(), parts) {
         (_, []) => KeyBuf::new(),
@@ -131,7 +131,7 @@ fn bound(counter: CounterId) -> impl Strategy<Value = Bound<Parts>> {
 }
 
 fn ends(counter: CounterId) -> impl Strategy<Value = Ends> {
-    // Often one beginning with two suffixes, as ranges over time are.
+    // Often both bounds have one prefix, as in ranges over time.
     let prefixes = (key(counter), key(counter), 0..3_usize, 0..5_u8, 0..5_u8).prop_map(
         |(one, mut two, same, start, end)| {
             let same = same.min(one.len());
@@ -150,7 +150,7 @@ fn ends(counter: CounterId) -> impl Strategy<Value = Ends> {
 }
 
 fn range_of(counter: CounterId, ends: &Ends) -> KeyRange {
-    // `KeyRange::of` takes a type; what is encoded already goes in as it is.
+    // `KeyRange::of` takes a key type. `Raw` passes bytes that are encoded already.
     let raw = |bound: &Bound<Parts>| bound.clone().map(|parts| Raw(encoded(counter, &parts)));
     KeyRange::of::<Raw>((raw(&ends.0), raw(&ends.1)))
 }
@@ -191,7 +191,7 @@ impl Stores {
         SqliteStore::new(&self.conn, &SCHEMA).apply(&mut batch.clone()).unwrap();
     }
 
-    /// The same of both.
+    /// Runs a check on both stores.
     fn each(&self, mut check: impl FnMut(&str, &mut dyn Store)) {
         check("in memory", &mut &self.memory);
         check("in SQLite", &mut SqliteStore::new(&self.conn, &SCHEMA));
@@ -231,10 +231,14 @@ fn case() -> impl Strategy<Value = Case> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 400, failure_persistence: None, ..ProptestConfig::default()
+    })]
 
     #[test]
-    fn both_stores_give_what_a_filtered_map_gives(Case { counter, totals, asks } in case()) {
+    fn ranges_and_sums_equal_a_filtered_map_in_both_stores(
+        Case { counter, totals, asks } in case()
+    ) {
         let stores = Stores::new();
         let mut map: BTreeMap<Parts, i64> = BTreeMap::new();
         let mut batch = Batch::new();
@@ -254,20 +258,27 @@ proptest! {
             let sum: i64 = wanted.iter().map(|(_, total)| total).sum();
             stores.each(|store_is, store| {
                 let all = store.read_range(counter, &range, usize::MAX).unwrap();
-                let cutoff = store.read_range(counter, &range, *limit).unwrap();
-                assert_eq!(cutoff, all[..all.len().min(*limit)], "{store_is}: {ends:?} up to {limit}");
-                let found: Vec<(KeyBuf, i64)> = all.into_iter().filter(|(_, total)| *total != 0).collect();
+                let page = store.read_range(counter, &range, *limit).unwrap();
+                assert_eq!(
+                    page, all[..all.len().min(*limit)],
+                    "{store_is}: {ends:?} up to {limit}"
+                );
+                let found: Vec<(KeyBuf, i64)> =
+                    all.into_iter().filter(|(_, total)| *total != 0).collect();
                 assert_eq!(found, wanted, "{store_is}: {ends:?}");
                 assert_eq!(store.sum_range(counter, &range).unwrap(), sum, "{store_is}: {ends:?}");
             });
             for (key, _) in &totals {
-                prop_assert_eq!(range.contains(&encoded(counter, key)), within(key, ends), "{:?} in {:?}", key, ends);
+                prop_assert_eq!(
+                    range.contains(&encoded(counter, key)), within(key, ends),
+                    "{:?} in {:?}", key, ends
+                );
             }
         }
     }
 }
 
-/// The totals of [`TWO`] that the typed ranges are asked for, each by its key.
+/// Stores with totals of 1 in [`TWO`], and the sorted keys of these.
 fn pairs() -> (Stores, Vec<(String, i64)>) {
     let stores = Stores::new();
     let mut batch = Batch::new();
@@ -303,7 +314,7 @@ fn check_pairs(range: &CounterRange<(String, i64)>, is: impl Fn(&str, i64) -> bo
 }
 
 #[test]
-fn typed_ranges_are_what_they_say() {
+fn typed_ranges_contain_exactly_their_keys() {
     check_pairs(&TWO.under("a"), |prefix, _| prefix == "a");
     check_pairs(&TWO.under("a\0"), |prefix, _| prefix == "a\0");
     check_pairs(&TWO.under("not there"), |_, _| false);
@@ -337,7 +348,7 @@ fn typed_ranges_are_what_they_say() {
 }
 
 #[test]
-fn a_range_goes_on_behind_a_key_page_by_page() {
+fn range_after_the_last_key_reads_page_by_page() {
     let (stores, keys) = pairs();
     let start = TWO.prefixes("\0"..="a\0");
     let wanted: Vec<&(String, i64)> =
@@ -355,7 +366,7 @@ fn a_range_goes_on_behind_a_key_page_by_page() {
 }
 
 #[test]
-fn a_bound_that_is_no_beginning_of_a_key_is_refused() {
+fn bound_that_is_not_a_key_prefix_is_refused() {
     let stores = Stores::new();
     let no_text = KeyBuf::of::<u16>(0x6162_u16);
     let too_many = KeyBuf::of::<((String, i64), i64)>((("a", 1_i64), 2_i64));
@@ -413,7 +424,7 @@ fn a_sum_that_leaves_64_bits_is_an_error() {
 }
 
 #[test]
-fn a_sum_that_leaves_64_bits_only_on_the_way_is_the_same_in_both_stores() {
+fn sum_with_partial_sums_beyond_64_bits_is_the_same_in_both_stores() {
     for totals in [[i64::MAX, 1, -5], [i64::MIN, -1, 7], [i64::MAX, i64::MAX, i64::MIN]] {
         let shown: Vec<String> = sums(&totals).iter().map(|sum| format!("{sum:?}")).collect();
         assert_eq!(shown[0], shown[1], "{totals:?}: in memory and in SQLite");
@@ -421,7 +432,7 @@ fn a_sum_that_leaves_64_bits_only_on_the_way_is_the_same_in_both_stores() {
 }
 
 #[test]
-fn an_empty_range_sums_to_nothing() {
+fn sum_of_an_empty_range_is_zero() {
     let stores = Stores::new();
     stores.each(|store_is, store| {
         for counter in [ONE.id(), WORD.id(), TWO.id(), THREE.id(), ALL.id()] {

@@ -41,7 +41,7 @@ fn vote(show: i64) -> Vote {
     Vote { show, amount: 1 }
 }
 
-/// Time that passes only in waits.
+/// A clock that advances only in waits, and by a set time in each throttle.
 #[derive(Default)]
 struct Virtual {
     now: Duration,
@@ -99,8 +99,9 @@ fn repair_in<K: keepcount::Key>(
     run(&mut scoped(Mode::Repair, counter, Options::default()), &mut audit, &mut Virtual::default())
 }
 
-/// The key `()` has a column among the totals and none among the rows; a repair gave the rows'
-/// statement a parameter too many, so that such a counter could be verified and never repaired.
+/// The key `()` has a column in the table of totals and none in the table of rows. A repair gave
+/// the rows' statement one parameter too many, so such a counter could be verified but never
+/// repaired.
 #[test]
 fn a_counter_with_a_single_total_is_repaired_in_sqlite() {
     for by_tally in [false, true] {
@@ -115,10 +116,10 @@ fn a_counter_with_a_single_total_is_repaired_in_sqlite() {
     }
 }
 
-/// The guard counted the orphans of one page: with pages under 100 keys, a source that was emptied
-/// in the middle of a run zeroed every total.
+/// The guard against an emptied source counted the orphans of one page only. With pages under 100
+/// keys, a source that was emptied in the middle of a run zeroed every total.
 #[test]
-fn a_source_emptied_in_the_middle_is_noticed_at_any_page_size() {
+fn source_emptied_during_a_run_is_detected_at_any_page_size() {
     for page in [1, 7, 50, 99, 1000] {
         let mut store = filled(1000);
         let reads = Cell::new(0);
@@ -146,10 +147,10 @@ fn a_source_emptied_in_the_middle_is_noticed_at_any_page_size() {
     }
 }
 
-/// Rows without a key are on no page; summed by tally, what their tally counts was taken for drift
-/// and repaired away.
+/// Rows without a key are on no page. In a recount by tally, the amounts that such rows count for
+/// were taken for drift, and the repair removed them.
 #[test]
-fn rows_without_a_key_that_count_are_refused_by_tally_too() {
+fn rows_that_count_without_a_key_are_refused_by_sql_and_by_tally() {
     for by_tally in [false, true] {
         let conn = database();
         conn.execute_batch("INSERT INTO votes VALUES (NULL, 1), (NULL, 1), (3, 1)").unwrap();
@@ -166,10 +167,10 @@ fn rows_without_a_key_that_count_are_refused_by_tally_too() {
     }
 }
 
-/// A measure began a transaction of the connection's default kind; with IMMEDIATE as default it
+/// A verify began a transaction of the connection's default kind. With IMMEDIATE as the default it
 /// took the write lock.
 #[test]
-fn a_measure_takes_no_lock_whatever_the_connection_s_default() {
+fn verify_takes_no_write_lock_if_the_connection_defaults_to_immediate() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("votes.db");
     let mut conn = Connection::open(&file).unwrap();
@@ -194,9 +195,9 @@ fn a_measure_takes_no_lock_whatever_the_connection_s_default() {
     assert!(report.complete());
 }
 
-/// The pace's wait was served before the limit was looked at: a run of one page slept for nothing.
+/// The run waited for its pace before it checked its limit, so a run of one page slept for nothing.
 #[test]
-fn a_run_that_is_at_its_limit_does_not_wait_first() {
+fn run_at_its_limit_ends_without_a_wait() {
     let mut store = filled(100);
     let rows: Vec<Vote> = (0..100).map(vote).collect();
     let mut audit = MemoryAudit::new(&mut store);
@@ -207,10 +208,10 @@ fn a_run_that_is_at_its_limit_does_not_wait_first() {
     assert_eq!((report.outcome, runtime.waits.len()), (Outcome::Limit("pages"), 0));
 }
 
-/// Time limits ran from the first look on: a repair whose looks took longer ended without a page,
-/// again and again.
+/// A time limit included the probes. A repair whose probes took longer than the limit ended without
+/// a page, however often it was run.
 #[test]
-fn a_run_measures_a_page_at_least() {
+fn run_with_a_time_limit_compares_at_least_one_page() {
     let options = Options::default().max_time(Duration::from_secs(10));
     let mut repair = scoped(Mode::Repair, VOTES, options);
     assert_eq!(repair.next(Duration::ZERO), Step::Ask(Request::Identify));
@@ -241,8 +242,8 @@ fn a_run_that_is_stopped_before_it_begins_can_be_resumed() {
     assert!(run(&mut rest, &mut audit, &mut Virtual::default()).unwrap().complete());
 }
 
-/// An audit with one missing key, whose repairs always meet a lock and whose stop flag is set by
-/// the first.
+/// An audit with one missing key. Its repairs always fail with a lock, and the first one sets the
+/// stop flag.
 struct Locked<'a>(&'a AtomicBool);
 
 impl Audit for Locked<'_> {
@@ -260,14 +261,14 @@ impl Audit for Locked<'_> {
 
     fn repair(&mut self, _: &RepairRequest) -> Result<Repaired> {
         self.0.store(true, Ordering::Relaxed);
-        Err(Error::Busy { operation: "mending".into(), reason: "locked", cause: "test".into() })
+        Err(Error::Busy { operation: "repairing".into(), reason: "locked", cause: "test".into() })
     }
 }
 
-/// Stopped while a repair waited for its retry, the driver asked for the same wait again and again
-/// without sleeping.
+/// After a stop while a repair waited for its retry, the driver asked for the same wait again and
+/// again without sleeping.
 #[test]
-fn a_stop_in_a_retry_s_wait_does_not_spin() {
+fn stop_during_the_wait_before_a_retry_does_not_spin() {
     struct Counted<'a>(SystemRuntime<'a>, u32);
     impl Runtime for Counted<'_> {
         fn now(&mut self) -> Duration {
@@ -290,9 +291,9 @@ fn a_stop_in_a_retry_s_wait_does_not_spin() {
     assert!(runtime.1 < 20, "{} waits", runtime.1);
 }
 
-/// What a gate took to answer counted as the measure's time, and shrank the pages.
+/// The time that a throttle took to answer counted as time of the comparison, and shrank the pages.
 #[test]
-fn a_slow_barrier_does_not_shrink_the_pages() {
+fn slow_throttle_does_not_shrink_the_pages() {
     let mut store = filled(5000);
     let rows: Vec<Vote> = (0..5000).map(vote).collect();
     let mut audit = MemoryAudit::new(&mut store);
@@ -304,10 +305,10 @@ fn a_slow_barrier_does_not_shrink_the_pages() {
     assert_eq!(report.pages, 3, "1,024, 2,048, and the rest");
 }
 
-/// Looking for the key whose sum left 64 bits went through keys that do not count, and gave up
+/// The search for the key whose sum leaves 64 bits also visited keys that do not count, and gave up
 /// among them.
 #[test]
-fn a_sum_beyond_64_bits_is_named_behind_keys_that_do_not_count() {
+fn sum_beyond_64_bits_is_named_after_keys_that_do_not_count() {
     let conn = database();
     conn.execute_batch(
         "INSERT INTO votes VALUES (1, 0), (2, 0), (3, 0), (4, 9223372036854775807), (4, 1)",
@@ -323,7 +324,7 @@ fn a_sum_beyond_64_bits_is_named_behind_keys_that_do_not_count() {
     assert_eq!(error.to_string(), "counter show.votes, key 4: the recount leaves 64 bits");
 }
 
-/// An audit of somebody else's that did not get on made the run endless.
+/// A third-party audit whose pages did not advance made the run endless.
 #[test]
 fn a_page_that_ends_where_it_began_is_an_error() {
     /// Every page ends at the same key.
@@ -358,9 +359,9 @@ fn a_page_that_ends_where_it_began_is_an_error() {
     assert_eq!(verify.report().pages, 1);
 }
 
-/// Batches merged with themselves left 128 bits: a panic, or a wrong sum.
+/// Repeated merges of a batch with its copy left 128 bits: a panic, or a wrong sum.
 #[test]
-fn merging_cannot_overflow() {
+fn repeated_merges_do_not_overflow_and_apply_is_refused() {
     let mut batch = Batch::new();
     batch.add(VOTES, 1, i64::MAX);
     for _ in 0..80 {
@@ -373,11 +374,11 @@ fn merging_cannot_overflow() {
     ));
 }
 
-/// Of a key to be repaired, 64 rows were held against their tally, and of the keys of a repair 16:
-/// a row that SQL counts and the tally does not, further on in a hot key or in another key, let the
-/// repair spoil right totals.
+/// A repair compared with their tally only 64 rows of a key, and only 16 of its keys. If SQL counts
+/// a row that the tally does not, later in a hot key or in another key, the repair changed right
+/// totals to wrong ones.
 #[test]
-fn every_row_of_the_keys_to_be_repaired_is_held_against_its_tally() {
+fn every_row_of_the_keys_to_be_repaired_is_compared_with_its_tally() {
     // Show 5 has 1,000 votes, one of them of amount 0, which the tally does not count, but count(*)
     // does; the total is right.
     for odd in [1, 500, 1000] {
@@ -400,9 +401,9 @@ fn every_row_of_the_keys_to_be_repaired_is_held_against_its_tally() {
     }
 }
 
-/// Text amounts were summed as the numbers that they look like.
+/// Amounts of type text were summed as the numbers that they look like.
 #[test]
-fn an_amount_that_is_no_integer_is_an_error_that_names_its_key() {
+fn amount_that_is_not_an_integer_is_an_error_that_names_its_key() {
     for amount in ["'5'", "'x'", "1.5", "x'01'"] {
         let conn = Connection::open_in_memory().unwrap();
         conn.execute_batch(
@@ -425,7 +426,7 @@ fn an_amount_that_is_no_integer_is_an_error_that_names_its_key() {
     }
 }
 
-/// Lets something happen in its first wait.
+/// A runtime that runs a function in its first wait.
 struct Meanwhile<F>(Option<F>);
 
 impl<F: FnOnce()> Runtime for Meanwhile<F> {
@@ -434,18 +435,18 @@ impl<F: FnOnce()> Runtime for Meanwhile<F> {
     }
 
     fn wait(&mut self, _: Duration, _: &str) {
-        if let Some(happen) = self.0.take() {
-            happen();
+        if let Some(action) = self.0.take() {
+            action();
         }
     }
 }
 
-/// Whether a key's pending write had been dropped was asked once, before a repair waited for the
-/// key's stripe. A pending write that was open then, and dropped during the wait, held nobody: the
-/// repair added its row, and the writer, who found out in time that it was committed, added it once
-/// more.
+/// A repair checked once whether a key's pending write had been dropped, before it waited for the
+/// key's stripe. A pending write that was open then, and dropped during the wait, did not hold the
+/// repair. The repair added its row. The writer, who found out in time that the row was committed,
+/// added it again.
 #[test]
-fn a_pending_write_that_is_dropped_while_a_repair_waits_for_it_holds_the_repair() {
+fn pending_write_dropped_while_a_repair_waits_for_it_leaves_the_key_unsettled() {
     for tries in [8, 0] {
         let (store, votes) = (filled(1), RefCell::new(vec![vote(0)]));
         let mut batch = Batch::new();
@@ -468,11 +469,11 @@ fn a_pending_write_that_is_dropped_while_a_repair_waits_for_it_holds_the_repair(
     }
 }
 
-/// Keys whose pending writes were dropped long ago are measured before their page. Where the page
-/// could not be read then, the error was all that came out, and whoever asked again was told
-/// nothing of these keys: they were taken for reported, and their counter for clean.
+/// Keys whose pending writes were dropped long ago are compared before their page. If the page
+/// could not be read after that, only the error was returned, and the next attempt did not report
+/// these keys. They were taken for reported, and their counter for clean.
 #[test]
-fn what_was_found_of_dropped_pending_writes_is_found_again_after_an_error() {
+fn drift_of_dropped_pending_writes_is_reported_again_after_an_error() {
     let (store, votes) = (filled(3), vec![vote(0), vote(1), vote(2), vote(2)]);
     let mut audit =
         MemoryAudit::live(&store, GracePeriod::after(Duration::ZERO), SystemRuntime::new());
@@ -501,12 +502,12 @@ fn what_was_found_of_dropped_pending_writes_is_found_again_after_an_error() {
 const RANKED: Schema = Schema::new(&[VOTES.table()]).leaderboards(&[SHOWS.id()]);
 const SHOWS: Leaderboard<i64> = Leaderboard::new("show.board", [VOTES]).by(|[total]| Some(total));
 
-/// SQLite rolls a transaction back by itself when the disk is full or fails, under a statement that
-/// only reads too. Only what wrote totals said so: where a leaderboard was rebuilt in the caller's
-/// transaction, or an offset read, the error was an ordinary one, and whoever went on wrote what
-/// belonged to the transaction without one.
+/// SQLite rolls a transaction back by itself when the disk is full or fails, even in a statement
+/// that only reads. Only writes of totals reported this. If it happened while a leaderboard was
+/// rebuilt in the caller's transaction, or an offset was read, the error was an ordinary one. A
+/// caller that went on then wrote the rest of the transaction outside of it.
 #[test]
-fn a_transaction_that_is_lost_while_a_leaderboard_is_rebuilt_says_so() {
+fn transaction_lost_during_a_leaderboard_rebuild_is_reported() {
     let conn = Connection::open_in_memory().unwrap();
     conn.execute_batch("CREATE TABLE votes (show)").unwrap();
     let mut store = SqliteStore::new(&conn, &RANKED);
@@ -529,9 +530,9 @@ fn a_transaction_that_is_lost_while_a_leaderboard_is_rebuilt_says_so() {
     assert_eq!(conn.query_row("SELECT count(*) FROM votes", (), |row| row.get(0)), Ok(0));
 }
 
-/// A token of a run on a memory store was taken by a store that was restored from an older
-/// snapshot. What the run had repaired before was not in that one; a verify that went on there
-/// called the counter clean, and a backfill made it ready.
+/// A store that was restored from an older snapshot accepted the token of a run on the original
+/// store. What the run had repaired was not in that snapshot. A verify that resumed there called
+/// the counter clean, and a backfill made it ready.
 #[test]
 fn a_token_of_a_store_is_refused_by_one_restored_from_its_snapshot() {
     let votes = [vote(0), vote(1)];

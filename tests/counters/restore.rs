@@ -1,5 +1,5 @@
-//! What of a snapshot comes back under another schema: counters that are new, raised, lost, of
-//! other keys, in other places, or pruned.
+//! Snapshots restored under another schema, in which counters are new, of a raised version,
+//! missing, of another key or placement, or pruned.
 
 use keepcount::{Batch, Counter, CounterId, Error, MemoryStore, Recovery, Schema, Snapshot};
 use serde_json::{Value, json};
@@ -46,14 +46,14 @@ fn sample(schema: &Schema) -> MemoryStore {
     store
 }
 
-/// Every counter of a schema: how many totals it has, and whether it may be read.
+/// Every counter of a schema: its name, the number of its totals, and whether it is ready.
 fn states(store: &MemoryStore, schema: &Schema) -> Vec<(&'static str, usize, bool)> {
     let state = |id: CounterId| (id.name(), store.len(id).unwrap(), store.is_ready(id).unwrap());
     schema.counters().iter().map(|spec| state(spec.id())).collect()
 }
 
 #[track_caller]
-fn refused(schema: &Schema, snapshot: &Snapshot, reason: &str) {
+fn assert_refused(schema: &Schema, snapshot: &Snapshot, reason: &str) {
     let error = MemoryStore::restore(schema, snapshot).expect_err(reason);
     assert!(matches!(error, Error::Snapshot { .. }), "{error:?}");
     assert_eq!(
@@ -63,7 +63,7 @@ fn refused(schema: &Schema, snapshot: &Snapshot, reason: &str) {
 }
 
 #[test]
-fn a_new_counter_comes_up_empty_and_is_not_read() {
+fn new_counter_is_restored_empty_and_not_ready() {
     const OLD: Schema = Schema::new(&[VOTES.table(), MEMBERSHIP.table()]);
     let store = MemoryStore::restore(&ALL, &sample(&OLD).snapshot()).unwrap();
     let expected = [
@@ -71,7 +71,7 @@ fn a_new_counter_comes_up_empty_and_is_not_read() {
         ("setlist.show", 1, true),
         ("show.artist", 0, false),
         ("setlist.days", 0, false),
-        // What it sums is there, and it is not: its truth is 5.
+        // Its base and its membership are restored, but it is not: its true total is 5.
         ("show.votes", 0, false),
         ("artist.votes", 0, false),
         ("show.days", 0, false),
@@ -81,7 +81,7 @@ fn a_new_counter_comes_up_empty_and_is_not_read() {
     for counter in [SHOW_VOTES, ARTIST_VOTES] {
         assert!(matches!(store.total(counter, 70), Err(Error::NotReady { .. })));
     }
-    // Hooks count all the same.
+    // Hooks still count.
     let mut batch = Batch::new();
     batch.add(VOTES, 1, 1);
     store.apply(&mut batch).unwrap();
@@ -90,7 +90,7 @@ fn a_new_counter_comes_up_empty_and_is_not_read() {
 }
 
 #[test]
-fn a_raised_version_is_another_counter_and_its_rollups_begin_with_it() {
+fn raised_version_is_another_counter_and_its_rollups_are_not_ready() {
     const RAISED: Counter<i64> = VOTES.version(2);
     const SHOW: Counter<i64> = Counter::new("show.votes").sum_of(RAISED, MEMBERSHIP);
     const ARTIST: Counter<i64> = Counter::new("artist.votes").sum_of(SHOW, BILLING);
@@ -104,7 +104,7 @@ fn a_raised_version_is_another_counter_and_its_rollups_begin_with_it() {
         SHOW_DAYS.table(),
     ]);
     let mut snapshot = sample(&ALL).snapshot();
-    refused(
+    assert_refused(
         &NEW,
         &snapshot,
         "counter setlist.votes is not in the schema; `Snapshot::drop_counter` gives its totals up",
@@ -112,7 +112,7 @@ fn a_raised_version_is_another_counter_and_its_rollups_begin_with_it() {
     assert_eq!(snapshot.orphaned(&NEW), ["setlist.votes"]);
     snapshot.drop_counter("setlist.votes").unwrap();
     assert!(snapshot.orphaned(&NEW).is_empty());
-    refused(
+    assert_refused(
         &NEW,
         &snapshot,
         "counter show.votes is placed as \"table, sum of setlist.votes along setlist.show\", and as \"table, sum of setlist.votes.v2 \
@@ -126,8 +126,8 @@ fn a_raised_version_is_another_counter_and_its_rollups_begin_with_it() {
         ("show.artist", 1, true),
         ("setlist.days", 2, true),
         ("show.votes", 0, false),
-        // The sum of nothing: what a backfill below lets climb would come on top of what the
-        // snapshot has.
+        // Empty, because its base is: what a backfill propagates must not be added to the sum in
+        // the snapshot.
         ("artist.votes", 0, false),
         ("show.days", 2, true),
     ];
@@ -148,7 +148,7 @@ fn a_raised_version_is_another_counter_and_its_rollups_begin_with_it() {
 }
 
 #[test]
-fn a_raised_version_beside_the_old_one_leaves_it_alone() {
+fn raised_version_beside_the_old_one_leaves_the_old_one_unchanged() {
     const SHOW: Counter<i64> = SHOW_VOTES.version(2).sum_of(VOTES.version(2), MEMBERSHIP);
     const BOTH: Schema = Schema::new(&[
         VOTES.table(),
@@ -172,14 +172,14 @@ fn a_raised_version_beside_the_old_one_leaves_it_alone() {
 }
 
 #[test]
-fn a_lost_counter_is_named_and_forgotten_on_demand() {
+fn counter_missing_from_the_schema_is_named_and_can_be_dropped() {
     const MORE: Schema =
         Schema::new(&[LIKES.version(3).table(), VOTES.table(), MEMBERSHIP.table()]);
     const FEWER: Schema = Schema::new(&[VOTES.table()]);
     let mut snapshot = MemoryStore::new(&MORE).snapshot();
     assert_eq!(snapshot.orphaned(&FEWER), ["setlist.likes.v3", "setlist.show"]);
     assert!(snapshot.orphaned(&MORE).is_empty());
-    refused(
+    assert_refused(
         &FEWER,
         &snapshot,
         "counter setlist.likes.v3 is not in the schema; `Snapshot::drop_counter` gives its totals up",
@@ -216,9 +216,9 @@ const NO_SUM: Schema = Schema::new(&[
 ]);
 
 #[test]
-fn other_keys_and_other_places_are_refused_by_name() {
+fn counter_of_another_key_or_placement_is_refused_and_named() {
     let there = "counter setlist.votes has the key (i64), and (text) in the schema; `Snapshot::drop_counter` gives its totals up";
-    refused(&TEXTS, &sample(&PLAIN).snapshot(), there);
+    assert_refused(&TEXTS, &sample(&PLAIN).snapshot(), there);
 
     let sum = "table, sum of setlist.votes along setlist.show";
     for (schema, place) in
@@ -227,11 +227,11 @@ fn other_keys_and_other_places_are_refused_by_name() {
         let here = format!(
             "counter show.votes is placed as {sum:?}, and as {place:?} in the schema; `Snapshot::drop_counter` gives its totals up"
         );
-        refused(&schema, &sample(&SUM).snapshot(), &here);
+        assert_refused(&schema, &sample(&SUM).snapshot(), &here);
         let there = format!(
             "counter show.votes is placed as {place:?}, and as {sum:?} in the schema; `Snapshot::drop_counter` gives its totals up"
         );
-        refused(&SUM, &sample(&schema).snapshot(), &there);
+        assert_refused(&SUM, &sample(&schema).snapshot(), &there);
     }
 }
 
@@ -240,7 +240,7 @@ const PRUNED: Schema =
     Schema::new(&[DAYS.table().prunable(), MEMBERSHIP.table(), SHOW_DAYS.table().prunable()]);
 const NO_ROLLUP: Schema = Schema::new(&[DAYS.table().prunable(), MEMBERSHIP.table()]);
 
-fn below_the_cutoff(store: &MemoryStore) -> usize {
+fn totals_added_below_the_cutoff(store: &MemoryStore) -> usize {
     let before = store.len(SHOW_DAYS.id()).unwrap();
     let mut batch = Batch::new();
     batch.add(DAYS, (1, 3), 1);
@@ -249,24 +249,24 @@ fn below_the_cutoff(store: &MemoryStore) -> usize {
 }
 
 #[test]
-fn a_counter_may_become_prunable_and_cease_to_be_until_it_is_pruned() {
+fn counter_may_become_prunable_and_stop_being_so_until_its_first_prune() {
     let store = MemoryStore::restore(&PRUNED, &sample(&BARE).snapshot()).unwrap();
     assert!(MemoryStore::restore(&BARE, &store.snapshot()).is_ok());
     assert_eq!(store.prune(DAYS, 15).unwrap(), 2);
     let snapshot = store.snapshot();
-    refused(
+    assert_refused(
         &BARE,
         &snapshot,
         "counter setlist.days was pruned at 0x8000000f, and cannot be so here",
     );
     let back = MemoryStore::restore(&PRUNED, &snapshot).unwrap();
     assert_eq!(back.snapshot(), snapshot);
-    assert_eq!(below_the_cutoff(&back), 0);
+    assert_eq!(totals_added_below_the_cutoff(&back), 0);
 }
 
-/// What it sums is nothing below the cutoff, so neither is it.
+/// Its base has no totals below the cutoff, so the rollup gets the same cutoff.
 #[test]
-fn a_new_rollup_of_a_pruned_counter_is_pruned_with_it() {
+fn new_rollup_of_a_pruned_counter_gets_its_cutoff() {
     let store = sample(&NO_ROLLUP);
     store.prune(DAYS, 15).unwrap();
     let store = MemoryStore::restore(&PRUNED, &store.snapshot()).unwrap();
@@ -277,11 +277,11 @@ fn a_new_rollup_of_a_pruned_counter_is_pruned_with_it() {
         (cutoff(0), cutoff(1), cutoff(2)),
         (json!("8000000f"), Value::Null, json!("8000000f"))
     );
-    assert_eq!(below_the_cutoff(&store), 0);
+    assert_eq!(totals_added_below_the_cutoff(&store), 0);
 }
 
 #[test]
-fn a_cutoff_that_is_none_of_its_counter_is_refused() {
+fn cutoff_that_does_not_fit_its_counter_is_refused() {
     let store = sample(&PRUNED);
     store.prune(DAYS, 15).unwrap();
     for (counter, cutoff) in [(0, "80"), (0, ""), (0, "8000000f00"), (1, "8000000f")] {
@@ -289,7 +289,7 @@ fn a_cutoff_that_is_none_of_its_counter_is_refused() {
         json["counters"][counter]["cutoff"] = json!(cutoff);
         let snapshot = serde_json::from_value(json).unwrap();
         let name = PRUNED.counters()[counter].id().name();
-        refused(
+        assert_refused(
             &PRUNED,
             &snapshot,
             &format!("counter {name} was pruned at 0x{cutoff}, and cannot be so here"),
@@ -298,7 +298,7 @@ fn a_cutoff_that_is_none_of_its_counter_is_refused() {
 }
 
 #[test]
-fn a_store_over_rows_is_not_ready_after_its_snapshot_either() {
+fn store_pending_backfill_is_not_ready_after_a_restore() {
     let store =
         MemoryStore::restore(&ALL, &MemoryStore::pending_backfill(&ALL).snapshot()).unwrap();
     assert!(states(&store, &ALL).iter().all(|(_, _, ready)| !ready));

@@ -1,6 +1,6 @@
-//! Rollups while many write at once: setlists and shows move, parents are deleted with all that
-//! hangs on them, votes come in between. By threads on one memory store, by threads and by
-//! processes on one SQLite file, beside repairs of drift that is planted meanwhile.
+//! Rollups under concurrent writes: setlists and shows move, parents are deleted with their
+//! children, votes come in between. Threads write to one memory store; threads and processes write
+//! to one SQLite file, beside repairs of drift that is planted meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use crate::support::full_test_name;
 use crate::support::rollups::subjects::{
     BILLING, SETLIST, TABLES, VOTE, audit, change_in_sqlite, rows_of,
 };
 use crate::support::rollups::{
     Change, Model, Name, Random, Row, Rows, SCHEMA, Totals, difference, totals_of,
 };
-use crate::support::test_of;
 use keepcount::reconcile::{Mode, Options, Reconciler, SystemRuntime, run};
 use keepcount::{Batch, MemoryStore, SqliteStore, Store as _};
 use rusqlite::Connection;
@@ -30,7 +30,7 @@ fn artist(random: &mut Random) -> i16 {
     i16::try_from(random.below(3)).unwrap()
 }
 
-/// Any change; rows from `first` on are this writer's to put.
+/// A random change. This writer puts rows with ids from `first` on.
 fn change(random: &mut Random, first: i64) -> Change {
     let setlist = random.int(0, 6);
     match random.below(24) {
@@ -61,8 +61,8 @@ fn change(random: &mut Random, first: i64) -> Change {
     }
 }
 
-/// What the rollups lack of the stored totals that they sum.
-fn unsummed(stored: Totals) -> Totals {
+/// The drift of the rollups against the stored totals that they sum.
+fn rollup_drift(stored: Totals) -> Totals {
     let model = Model { rows: Rows::default(), stored };
     let mut drift = model.drift();
     drift.retain(|name, _| ROLLUPS.contains(&name.0));
@@ -83,8 +83,8 @@ fn threads_on_one_memory_store_leave_every_level_exact() {
                     for turn in 0..1_500 {
                         batch.clear();
                         for _ in 0..=random.below(3) {
-                            // Mostly votes alone, which go beside each other; memberships go one
-                            // after the other.
+                            // Mostly votes alone, which are applied in parallel. Memberships are
+                            // applied one after the other.
                             let change = change(&mut random, 0);
                             let membership = !matches!(
                                 change,
@@ -107,7 +107,7 @@ fn threads_on_one_memory_store_leave_every_level_exact() {
             while !done.load(Ordering::Relaxed) {
                 // A snapshot sees each batch at all levels, or at none.
                 let mut seen = MemoryStore::restore(&SCHEMA, &store.snapshot()).unwrap();
-                assert_eq!(unsummed(totals_of(&mut seen)), Totals::new());
+                assert_eq!(rollup_drift(totals_of(&mut seen)), Totals::new());
                 looks += 1;
             }
             looks
@@ -124,7 +124,7 @@ fn threads_on_one_memory_store_leave_every_level_exact() {
         all.billings.extend(rows.billings.into_iter().map(|(id, row)| (first + id, row)));
     }
     assert_eq!(totals_of(&store), all.recount());
-    assert!(all.recount().len() > 40, "much is left to compare");
+    assert!(all.recount().len() > 40, "enough totals are left to compare");
 }
 
 fn open(path: &Path) -> Connection {
@@ -144,7 +144,7 @@ fn create(dir: &tempfile::TempDir) -> std::path::PathBuf {
     path
 }
 
-/// Many transactions of an application; some are rolled back.
+/// Runs many transactions of an application, of which some are rolled back.
 fn write(path: &Path, seed: u64, turns: usize) {
     let (conn, mut random) = (open(path), Random(seed));
     let first = i64::try_from(seed).unwrap() * 1_000;
@@ -163,16 +163,16 @@ fn write(path: &Path, seed: u64, turns: usize) {
     }
 }
 
-/// The rows, and the totals beside them, of one moment.
+/// The rows and the totals of one moment.
 fn load(conn: &Connection) -> Model {
     load_inside(&conn.unchecked_transaction().unwrap())
 }
 
-/// Every value that a key's drift has had since somebody planted some.
+/// All values that the drift of each key has had after drift was planted.
 type Planted = BTreeMap<Name, BTreeSet<i64>>;
 
-/// A key's drift changes when somebody plants some, and by a repair, to nothing: never by a hook,
-/// nor by what climbs.
+/// A key's drift changes only when drift is planted, or by a repair, to 0. Neither a hook nor its
+/// propagation to rollups changes it.
 fn assert_planted(drift: &Totals, planted: &Planted) {
     for (name, drift) in drift {
         assert!(
@@ -182,7 +182,7 @@ fn assert_planted(drift: &Totals, planted: &Planted) {
     }
 }
 
-/// Breaks a total of any level, under the write lock.
+/// Changes a total of any level without a hook, under the write lock.
 fn plant(conn: &Connection, random: &mut Random, planted: &mut Planted) {
     let counter = SCHEMA.counters()[usize::try_from(random.below(8)).unwrap()];
     let (table, membership) =
@@ -229,12 +229,12 @@ fn repair(conn: &Connection, page: usize) -> u64 {
     report.counters.iter().map(|counter| counter.corrected).sum()
 }
 
-/// More keys than this are planted on.
+/// Drift is planted on more keys than this.
 const MIN_PLANTED: usize = 8;
 
-/// Repairs over and over, with drift planted meanwhile, until the writers have ended; then what is
-/// left is repaired too.
-fn repair_beside(path: &Path, planting: bool, mut writing: impl FnMut() -> bool) {
+/// Repairs again and again, while drift is planted, until the writers have ended. Then repairs the
+/// rest, and checks every level.
+fn repair_during_writes(path: &Path, planting: bool, mut writing: impl FnMut() -> bool) {
     let done = AtomicBool::new(false);
     let mut planted = Planted::new();
     let (repairs, corrected) = thread::scope(|scope| {
@@ -291,7 +291,7 @@ impl Drop for SetOnDrop<'_> {
     }
 }
 
-fn threads_beside_repairs(planting: bool, turns: usize) {
+fn write_in_threads_during_repairs(planting: bool, turns: usize) {
     let dir = tempfile::tempdir().unwrap();
     let path = create(&dir);
     thread::scope(|scope| {
@@ -303,25 +303,27 @@ fn threads_beside_repairs(planting: bool, turns: usize) {
                 })
             })
             .collect();
-        repair_beside(&path, planting, || {
+        repair_during_writes(&path, planting, || {
             !writers.iter().all(thread::ScopedJoinHandle::is_finished)
         });
     });
 }
 
 #[test]
-fn threads_on_one_file_leave_every_level_exact_and_repairs_beside_them_repair_nothing() {
-    threads_beside_repairs(false, 400);
+fn threads_on_one_file_leave_every_level_exact_and_repairs_find_no_drift() {
+    write_in_threads_during_repairs(false, 400);
 }
 
 #[test]
 fn threads_on_one_file_and_repairs_of_planted_drift_leave_every_level_exact() {
-    threads_beside_repairs(true, 400);
+    write_in_threads_during_repairs(true, 400);
 }
 
 const WRITER: &str = "KEEPCOUNT_ROLLUP_WRITER";
 
-/// What a process of its own runs: this test, with a file and a seed.
+/// The child processes of
+/// [`processes_on_one_file_and_repairs_of_planted_drift_leave_every_level_exact`] run this test
+/// with a file and a seed. Without them it does nothing.
 #[test]
 fn a_writer_in_a_process_of_its_own() {
     let Ok(what) = std::env::var(WRITER) else { return };
@@ -337,7 +339,7 @@ fn processes_on_one_file_and_repairs_of_planted_drift_leave_every_level_exact() 
         Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
-                &test_of(module_path!(), "a_writer_in_a_process_of_its_own"),
+                &full_test_name(module_path!(), "a_writer_in_a_process_of_its_own"),
                 "--quiet",
             ])
             .env(WRITER, format!("{seed} {}", path.display()))
@@ -346,7 +348,7 @@ fn processes_on_one_file_and_repairs_of_planted_drift_leave_every_level_exact() 
             .unwrap()
     };
     let mut writers: Vec<Child> = (4..7).map(spawn).collect();
-    repair_beside(&path, true, || {
+    repair_during_writes(&path, true, || {
         let ended = writers.iter_mut().map(|writer| writer.try_wait().unwrap()).collect::<Vec<_>>();
         assert!(ended.iter().flatten().all(ExitStatus::success), "a writer failed: {ended:?}");
         ended.iter().any(Option::is_none)

@@ -1,6 +1,5 @@
-//! Rollups over three levels against a recount of rows by nested loops, in both stores: through
-//! moves, cascades and savepoints; what verify says of drift at every level, and what repair
-//! leaves.
+//! Rollups of three levels equal a recount of rows by nested loops, in both stores: after moves,
+//! cascades and savepoints. A verify reports the drift of every level, and a repair removes it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -43,7 +42,8 @@ fn expected(model: &Model, counters: &[CounterId], samples: usize) -> Vec<Found>
     counters.iter().map(|id| model.expected(id.name(), samples)).collect()
 }
 
-/// What a repair of these counters must find, each when the levels below it have been repaired.
+/// What a repair of these counters must find: each counter is compared after the levels below it
+/// were repaired.
 fn repaired(model: &mut Model, scope: &[CounterId], samples: usize) -> Vec<Found> {
     let mut in_order = scope.to_vec();
     in_order.sort_by_key(|id| (SCHEMA.level(id), id.name()));
@@ -59,8 +59,8 @@ fn repaired(model: &mut Model, scope: &[CounterId], samples: usize) -> Vec<Found
     all
 }
 
-/// A whole repair finds each level's drift once the base ones are right; a scoped one takes in the
-/// base levels and leaves the others.
+/// A repair of everything finds each level's drift after the levels below it are right. A scoped
+/// repair includes the levels below and leaves the other counters.
 fn check_whole<S: Subject>(case: &Case) {
     let (mut subject, mut model) = planted::<S>(case);
     let options = Options::default().page(case.page).samples(case.samples);
@@ -86,7 +86,7 @@ fn check_whole<S: Subject>(case: &Case) {
         "a verify of a rollup and what is below it"
     );
     let clean = report.counters.iter().find(|found| found.counter == rollup).unwrap().clean;
-    assert_eq!(clean, report.drift() == 0, "it is clean where all that it sums is");
+    assert_eq!(clean, report.drift() == 0, "a rollup is clean if all that it sums is clean");
     assert_eq!(subject.totals(), model.stored, "a verify writes nothing");
     let repair = Reconciler::scoped(Mode::Repair, &SCHEMA, &[rollup], options);
     let report = subject.reconcile(&mut repair.unwrap(), case.by_tally);
@@ -127,8 +127,8 @@ fn planted<S: Subject>(case: &Case) -> (S, Model) {
     (subject, model)
 }
 
-/// A repair stopped after some pages and gone on with by its token, over and over, with hooked
-/// writes between.
+/// A repair that stops after some pages and resumes by its token, again and again, with hooked
+/// writes in between.
 fn check_in_legs<S: Subject>(case: &Case) {
     let (mut subject, mut model) = planted::<S>(case);
     let drifting = model.drift().len() as u64;
@@ -147,7 +147,11 @@ fn check_in_legs<S: Subject>(case: &Case) {
         reconciler =
             Reconciler::resume(Mode::Repair, &SCHEMA, &through_text(&token), limits).unwrap();
     }
-    assert_eq!((drift, corrected), (drifting, drifting), "each key that drifted, once");
+    assert_eq!(
+        (drift, corrected),
+        (drifting, drifting),
+        "each key with drift is reported and repaired once"
+    );
     assert_eq!(subject.totals(), model.rows.recount(), "every level equals the rows");
     let verify = Reconciler::new(Mode::Verify, &SCHEMA, Options::default());
     assert_eq!(subject.reconcile(&mut verify.unwrap(), !case.by_tally).drift(), 0);
@@ -186,18 +190,19 @@ proptest! {
     }
 
     #[test]
-    fn on_sqlite_a_repair_in_many_legs_with_writes_between_makes_every_level_right(case in case(op())) {
+    fn on_sqlite_repair_in_legs_with_writes_between_makes_every_level_exact(case in case(op())) {
         check_in_legs::<Sqlite>(&case);
     }
 
     #[test]
-    fn in_memory_a_repair_in_many_legs_with_writes_between_makes_every_level_right(case in case(op())) {
+    fn in_memory_repair_in_legs_with_writes_between_makes_every_level_exact(case in case(op())) {
         check_in_legs::<Memory>(&case);
     }
 
     #[test]
-    fn a_climb_driven_by_hand_leaves_the_tables_that_the_store_leaves(case in case(op())) {
-        let (mut subject, other, mut rows) = (Sqlite::new(), Connection::open_in_memory().unwrap(), Rows::default());
+    fn rollup_update_driven_by_hand_leaves_the_same_tables_as_the_store(case in case(op())) {
+        let (mut subject, mut rows) = (Sqlite::new(), Rows::default());
+        let other = Connection::open_in_memory().unwrap();
         for text in sql::ddl(Dialect::Sqlite, &SCHEMA) {
             other.execute_batch(&text).unwrap();
         }
@@ -210,7 +215,10 @@ proptest! {
                         batch.update(&old, &new);
                     }
                 }
-                Op::Plant(Name("show.votes" | "show.days" | "artist.votes" | "artist.days", _), _) => continue,
+                Op::Plant(
+                    Name("show.votes" | "show.days" | "artist.votes" | "artist.days", _),
+                    _,
+                ) => continue,
                 Op::Plant(name, total) => add_by_name(&mut batch, name, total.unwrap_or(-1)),
                 _ => continue,
             }
@@ -224,10 +232,13 @@ proptest! {
     }
 
     #[test]
-    fn a_memory_store_with_rollups_outlives_its_snapshot(case in case(op()), more in vec(change(), 0..6)) {
+    fn memory_store_with_rollups_survives_a_snapshot_and_restore(
+        case in case(op()), more in vec(change(), 0..6)
+    ) {
         let (mut subject, mut model) = planted::<Memory>(&case);
         let json = serde_json::to_string(&subject.store.snapshot()).unwrap();
-        let restored = MemoryStore::restore(&SCHEMA, &serde_json::from_str::<Snapshot>(&json).unwrap()).unwrap();
+        let snapshot = serde_json::from_str::<Snapshot>(&json).unwrap();
+        let restored = MemoryStore::restore(&SCHEMA, &snapshot).unwrap();
         prop_assert_eq!(restored.snapshot(), subject.store.snapshot());
         subject.store = restored;
         prop_assert_eq!(&subject.totals(), &model.stored);
@@ -236,7 +247,7 @@ proptest! {
     }
 }
 
-/// The same on both stores, each fresh.
+/// Runs a check on fresh stores: in memory, in SQLite, and in SQLite inside a caller's transaction.
 fn on_both(
     schema: &'static Schema,
     check: impl Fn(&mut dyn FnMut(&mut Batch) -> keepcount::Result<()>, &dyn Fn() -> Vec<i64>),
@@ -257,7 +268,7 @@ fn on_both(
         })
     };
     check(&mut |batch| SqliteStore::new(&conn, schema).apply(batch).map(drop), &read_all);
-    // And inside a caller's transaction, which goes on after a refusal.
+    // Inside a caller's transaction, which goes on after a refusal.
     let conn = Connection::open_in_memory().unwrap();
     SqliteStore::new(&conn, schema).create().unwrap();
     conn.execute_batch("BEGIN").unwrap();
@@ -270,11 +281,11 @@ fn on_both(
     conn.execute_batch("COMMIT").unwrap();
 }
 
-/// What it is, the deltas, and the counter and sum that leave 64 bits.
+/// A description, the deltas, and the counter and the amount that leave 64 bits.
 type Refused = (&'static str, Vec<(Name, i64)>, &'static str, &'static str);
 
 #[test]
-fn what_leaves_64_bits_at_a_higher_level_refuses_the_whole_batch() {
+fn overflow_at_a_higher_level_refuses_the_whole_batch() {
     let most = i64::MAX;
     let base = [
         (votes(1), most - 5),
@@ -319,7 +330,8 @@ fn what_leaves_64_bits_at_a_higher_level_refuses_the_whole_batch() {
             |apply, read| {
                 apply(&mut batch_of(&base)).unwrap();
                 let before = read();
-                // Others of the batch are written before what is refused, and would climb.
+                // Other deltas of the batch are written before the refused one, and would
+                // propagate.
                 let others = [(votes(9), 4), (membership(9, "z"), 1), (billing("z", 8), 2)];
                 let whole = [&others, changes.as_slice()].concat();
                 for batch in [batch_of(changes), batch_of(&whole)] {
@@ -342,7 +354,7 @@ fn what_leaves_64_bits_at_a_higher_level_refuses_the_whole_batch() {
 }
 
 #[test]
-fn deltas_beyond_128_bits_on_the_way_never_pass_for_a_total() {
+fn partial_sums_beyond_128_bits_never_give_a_wrong_total() {
     // 3 * 2^126 up and 3 * 2^126 down at one show: exactly 0, or refused.
     let least = i64::MIN;
     let memberships: Vec<(Name, i64)> = (0..9).map(|at| (membership(at, "a"), least)).collect();
@@ -373,7 +385,7 @@ fn deltas_beyond_128_bits_on_the_way_never_pass_for_a_total() {
     );
 }
 
-/// 2 * 2^126 and as much below 0, of which each half alone leaves 127 bits.
+/// 2 * 2^126 above 0 and as much below, of which each half alone leaves 127 bits.
 fn check_recount_beyond_128_bits<S: Subject>() {
     let mut subject = S::new();
     for at in 0..6 {
@@ -382,7 +394,7 @@ fn check_recount_beyond_128_bits<S: Subject>() {
     }
     let mut verify =
         Reconciler::scoped(Mode::Verify, &SCHEMA, &[SHOW_VOTES.id()], Options::default()).unwrap();
-    // An error says that it is beyond what fits; a report may not guess.
+    // An error is allowed, a report with a wrong total is not.
     if let Ok(report) = catch_unwind(AssertUnwindSafe(|| subject.reconcile(&mut verify, false))) {
         let rollup = report.counters.iter().find(|found| found.counter == SHOW_VOTES.id()).unwrap();
         assert_eq!(rollup.drift(), 0, "{}", report.table());
@@ -390,16 +402,17 @@ fn check_recount_beyond_128_bits<S: Subject>() {
 }
 
 #[test]
-fn in_memory_a_recount_beyond_128_bits_on_the_way_is_no_guess() {
+fn in_memory_recount_with_partial_sums_beyond_128_bits_is_never_wrong() {
     check_recount_beyond_128_bits::<Memory>();
 }
 
 #[test]
-fn on_sqlite_a_recount_beyond_128_bits_on_the_way_is_no_guess() {
+fn on_sqlite_recount_with_partial_sums_beyond_128_bits_is_never_wrong() {
     check_recount_beyond_128_bits::<Sqlite>();
 }
 
-/// A repair whose climb does not fit leaves every total as it was, and says so.
+/// A repair whose propagation overflows either fails and changes no total, or makes every total
+/// right.
 fn check_repair_that_overflows<S: Subject>() {
     let show = Name("show.votes", vec![Part::Text("a".to_owned())]);
     let (mut subject, mut model) = (S::new(), Model::default());
@@ -408,7 +421,8 @@ fn check_repair_that_overflows<S: Subject>() {
         Change::Put(1, Row::Setlist { id: 1, show: Some("a".to_owned()) }),
     ];
     act(&Op::Write { changes: rows.to_vec(), commit: true }, &mut subject, &mut model);
-    // What the base total lacks are two steps of 64 bits; the first of them still fits above.
+    // The repair of the base total takes two steps of 64 bits. The first step still fits at the
+    // level above.
     for (name, total) in [(votes(1), i64::MIN), (show, 0)] {
         subject.plant(&name, Some(total));
         model.set_total(&name, Some(total));
@@ -416,24 +430,24 @@ fn check_repair_that_overflows<S: Subject>() {
     let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default()).unwrap();
     let run = catch_unwind(AssertUnwindSafe(|| subject.reconcile(&mut repair, false)));
     if run.is_err() {
-        assert_eq!(subject.totals(), model.stored, "the repair failed, and left something");
+        assert_eq!(subject.totals(), model.stored, "a failed repair changed totals");
     } else {
         assert_eq!(subject.totals(), model.rows.recount());
     }
 }
 
 #[test]
-fn in_memory_a_repair_that_overflows_above_leaves_all_as_it_was() {
+fn in_memory_repair_that_overflows_at_a_higher_level_is_all_or_nothing() {
     check_repair_that_overflows::<Memory>();
 }
 
 #[test]
-fn on_sqlite_a_repair_that_overflows_above_leaves_all_as_it_was() {
+fn on_sqlite_repair_that_overflows_at_a_higher_level_is_all_or_nothing() {
     check_repair_that_overflows::<Sqlite>();
 }
 
 #[test]
-fn nobody_adds_to_a_rollup() {
+fn add_to_a_rollup_is_refused() {
     for amount in [1, 0] {
         let mut batch = Batch::new();
         batch.add(SETLIST_VOTES, 1, 1);
@@ -470,7 +484,7 @@ fn nobody_adds_to_a_rollup() {
 }
 
 #[test]
-fn schemas_that_no_rollup_can_live_in_panic() {
+fn schemas_with_invalid_rollups_panic() {
     const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("link");
     const A: Counter<i64> = Counter::new("a");
     const B: Counter<i64> = Counter::new("b").sum_of(A, MEMBERSHIP);
@@ -543,7 +557,7 @@ const NUMBERS: [i64; 2] = [-1, 5];
 const TEXTS: [&str; 2] = ["a", "a\0\u{1}"];
 
 #[test]
-fn a_child_and_a_parent_of_several_parts() {
+fn child_and_parent_of_several_parts_are_summed() {
     const BASE: Counter<(i64, String)> = Counter::new("finer");
     const MEMBERSHIP: Counter<((i64, String), (String, i64))> = Counter::new("link");
     const SUM: Counter<(String, i64)> = Counter::new("sum").sum_of(BASE, MEMBERSHIP);
@@ -565,7 +579,7 @@ fn a_child_and_a_parent_of_several_parts() {
 }
 
 #[test]
-fn a_suffix_of_several_parts() {
+fn suffix_of_several_parts_is_summed() {
     const BASE: Counter<(String, (i64, String))> = Counter::new("finer");
     const MEMBERSHIP: Counter<(String, i64)> = Counter::new("link");
     const SUM: Counter<(i64, (i64, String))> = Counter::new("sum").sum_of_suffix(BASE, MEMBERSHIP);
@@ -603,7 +617,7 @@ fn a_parent_of_no_parts_is_the_grand_total() {
 }
 
 #[test]
-fn a_child_of_no_parts() {
+fn child_of_no_parts_is_summed() {
     const BASE: Counter<()> = Counter::new("finer");
     const MEMBERSHIP: Counter<((), i64)> = Counter::new("link");
     const SUM: Counter<i64> = Counter::new("sum").sum_of(BASE, MEMBERSHIP);
@@ -619,7 +633,7 @@ fn a_child_of_no_parts() {
 }
 
 #[test]
-fn a_membership_that_is_also_what_another_membership_sums() {
+fn membership_that_is_also_the_base_of_a_rollup_is_summed_along() {
     const BASE: Counter<(String, i64)> = Counter::new("finer");
     const MEMBERSHIP: Counter<(String, i64)> = Counter::new("link");
     const COUNT: Counter<(String, i64)> =
@@ -665,15 +679,22 @@ fn a_membership_summed_along_itself_is_right_or_refused() {
     }
 }
 
-/// The compiler gives up on a constant that takes it more than two million steps: each counter was
-/// compared with each, byte by byte.
+/// The compiler gives up on a constant that takes more than two million steps. The check of a
+/// schema compared each counter with each other one, byte by byte.
 #[test]
 fn a_schema_of_hundreds_of_counters_compiles() {
     macro_rules! row {
-        ($first:literal: $($second:literal)*) => { [$(Counter::<i64>::new(concat!("counter.", $first, ".", $second)).table()),*] };
+        ($first:literal: $($second:literal)*) => {
+            [$(Counter::<i64>::new(concat!("counter.", $first, ".", $second)).table()),*]
+        };
     }
     macro_rules! rows {
-        ($($first:literal)*) => { [$(row!($first: "a" "b" "c" "d" "e" "f" "g" "h" "i" "j" "k" "l" "m" "n" "o" "p" "q" "r" "s" "t")),*] };
+        ($($first:literal)*) => {
+            [$(row!(
+                $first: "a" "b" "c" "d" "e" "f" "g" "h" "i" "j"
+                "k" "l" "m" "n" "o" "p" "q" "r" "s" "t"
+            )),*]
+        };
     }
     static ROWS: [[CounterSpec; 20]; 20] =
         rows!("a" "b" "c" "d" "e" "f" "g" "h" "i" "j" "k" "l" "m" "n" "o" "p" "q" "r" "s" "t");
@@ -688,7 +709,7 @@ fn leaked(name: String) -> &'static str {
 
 type Link = Counter<(i64, i64)>;
 
-/// A chain of so many rollups, each along a membership of its own.
+/// A chain of this many rollups, each along a membership of its own.
 fn chain(levels: usize) -> (Schema, Vec<Counter<i64>>, Vec<Link>) {
     let mut votes = vec![Counter::<i64>::new("votes.0")];
     let (mut memberships, mut spec) = (Vec::new(), vec![votes[0].table()]);
@@ -703,9 +724,9 @@ fn chain(levels: usize) -> (Schema, Vec<Counter<i64>>, Vec<Link>) {
     (Schema::new(Box::leak(spec.into_boxed_slice())), votes, memberships)
 }
 
-/// 400 levels took half a minute to compile, and 149 ms a vote.
+/// A chain of 400 levels took half a minute to compile, and 149 ms for each vote.
 #[test]
-fn a_chain_of_64_levels_climbs_and_a_longer_one_is_refused() {
+fn chain_of_64_levels_propagates_and_a_longer_one_is_refused() {
     let (schema, votes, memberships) = chain(64);
     assert_eq!((schema.level(&votes[0].id()), schema.level(&memberships[63].id())), (0, 0));
     assert_eq!((schema.level(&votes[1].id()), schema.level(&votes[64].id())), (1, 64));
@@ -733,9 +754,10 @@ fn a_chain_of_64_levels_climbs_and_a_longer_one_is_refused() {
     );
 }
 
-/// What a level is says the handle; one of the same name that sums nothing is another declaration.
+/// A rollup's handle knows its level. A handle of the same name that sums nothing is another
+/// declaration.
 #[test]
-fn a_rollup_of_a_handle_that_is_not_the_schemas_is_refused() {
+fn rollup_of_a_handle_that_differs_from_the_schema_is_refused() {
     const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("link");
     let (a, b) = (Counter::<i64>::new("a"), Counter::<i64>::new("b"));
     let spec = [

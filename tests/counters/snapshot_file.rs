@@ -1,6 +1,6 @@
-//! Snapshots in real files: every key type comes back, every damage is refused with its reason,
-//! replay from the offsets is exact, and a process that is killed while it saves leaves a whole
-//! file. `src/store/memory/snapshot/faults.rs` has the disk that fails.
+//! Snapshots in real files. Keys of every type are restored. Every damage is refused with its
+//! reason. A replay from the offsets is exact. A process that is killed while it saves leaves a
+//! complete file. `src/store/memory/snapshot/faults.rs` tests a disk that fails.
 #![allow(
     clippy::disallowed_methods,
     reason = "the crate must not look at a clock; a test that prints a figure may"
@@ -21,8 +21,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use uuid::Uuid;
 
+use crate::support::full_test_name;
 use crate::support::random::Random;
-use crate::support::test_of;
 
 fn restored(schema: &Schema, path: &Path) -> MemoryStore {
     MemoryStore::restore(schema, &Snapshot::load(path).unwrap()).unwrap()
@@ -32,7 +32,8 @@ fn restored(schema: &Schema, path: &Path) -> MemoryStore {
 struct Slug(String);
 key!(Slug(String), str);
 
-/// A counter of each key type, their schema, what fills them, and what compares them.
+/// Declares a counter of each key type, their schema, a function that fills them, and one that
+/// compares them.
 macro_rules! keys {
     ($($counter:ident $name:literal $key:ty: $($value:expr),+;)+) => {
         $(const $counter: Counter<$key> = Counter::new($name);)+
@@ -66,9 +67,11 @@ keys! {
     U128 "k.u128" u128: 0, 1, u128::MAX;
     BYTES "k.bytes" [u8; 16]: [0; 16], [7; 16], [255; 16];
     UUID "k.uuid" Uuid: Uuid::nil(), Uuid::max(), Uuid::from_u128(5);
-    TEXT "k.text" String: "", "\0", "\u{1}\0", "a text that is too long to live inline", "\u{10ffff}";
+    TEXT "k.text" String:
+        "", "\0", "\u{1}\0", "a text that is too long to live inline", "\u{10ffff}";
     NEWTYPE "k.newtype" Slug: Slug(String::new()), Slug("a".to_owned());
-    DATE "k.date" Date: "2024-02-29".parse::<Date>().unwrap(), "0001-01-01".parse::<Date>().unwrap();
+    DATE "k.date" Date:
+        "2024-02-29".parse::<Date>().unwrap(), "0001-01-01".parse::<Date>().unwrap();
     UNIT "k.unit" (): ();
     PAIR "k.pair" (String, i64): ("a", 1), ("a", -1), ("", 0), ("a\0", 1);
     LONG "k.long" (i64, Uuid, String, u8): (1, Uuid::nil(), "x", 3), (1, Uuid::max(), "", 0);
@@ -106,8 +109,8 @@ const SITE: Schema = Schema::new(&[
     LIKES.table(),
 ]);
 
-/// A store with something of everything: a rollup, texts, a cutoff, a counter of version 2 that is
-/// not ready, offsets.
+/// A store with a rollup, text keys, a cutoff, a counter of version 2 that is not ready, and
+/// offsets.
 fn fixture() -> MemoryStore {
     let mut young = MemoryStore::new(&SITE).snapshot();
     young.drop_counter("setlist.likes.v2").unwrap();
@@ -125,7 +128,7 @@ fn fixture() -> MemoryStore {
     store
 }
 
-/// What one event of a stream counts for.
+/// Adds the deltas of one event of a stream.
 fn add_event(batch: &mut Batch, stream: &str, event: u64) {
     let mut random = Random(event << 8 | stream.len() as u64);
     let setlist = random.int(0, 40);
@@ -139,11 +142,11 @@ fn add_event(batch: &mut Batch, stream: &str, event: u64) {
     }
 }
 
-/// Every released version keeps a file: what today's code writes for [`fixture`] is what that of
-/// 0.1.0 wrote. When the format changes, this one still is read, as the same snapshot, and the new
-/// version gets a folder of its own.
+/// Each released version keeps a file. Today's code writes the same bytes for [`fixture`] as 0.1.0
+/// did. After a change of the format, this file must still be read as the same snapshot, and the
+/// new version gets a folder of its own.
 #[test]
-fn the_file_of_0_1_0_is_read_and_still_written_so() {
+fn file_of_0_1_0_is_read_and_written_with_the_same_bytes() {
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/0.1.0/snapshot");
     let snapshot = fixture().snapshot();
     let written =
@@ -168,7 +171,7 @@ fn the_file_of_0_1_0_is_read_and_still_written_so() {
 
 #[track_caller]
 fn reason(bytes: &[u8]) -> String {
-    let error = Snapshot::from_bytes(bytes).expect_err("it is read");
+    let error = Snapshot::from_bytes(bytes).expect_err("a damaged snapshot was read");
     assert!(
         matches!(error, Error::Snapshot { .. }) && error.recovery() == Recovery::Permanent,
         "{error:?}"
@@ -176,25 +179,25 @@ fn reason(bytes: &[u8]) -> String {
     error.to_string().strip_prefix("snapshot: ").unwrap().to_owned()
 }
 
-/// FNV-1a of all before, as a file ends.
-fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
+/// Appends the checksum that ends a file: FNV-1a of all bytes before it.
+fn with_checksum(mut bytes: Vec<u8>) -> Vec<u8> {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325, step);
     bytes.extend(hash.to_le_bytes());
     bytes
 }
 
-/// A file of this body.
+/// A file with this body, and the right length and checksum.
 fn file_of(body: &[u8]) -> Vec<u8> {
     let len = (body.len() as u64).to_le_bytes();
-    sealed([b"keepcount totals".as_slice(), &2_u32.to_le_bytes(), &len, body].concat())
+    with_checksum([b"keepcount totals".as_slice(), &2_u32.to_le_bytes(), &len, body].concat())
 }
 
 const HEAD: usize = 28;
 const SEAL: usize = 8;
 
 #[test]
-fn every_changed_byte_every_cutoff_and_every_byte_more_is_refused() {
+fn every_changed_missing_and_appended_byte_is_refused() {
     let whole = fixture().snapshot().to_bytes().unwrap();
     assert_eq!(whole, file_of(&whole[HEAD..whole.len() - SEAL]));
     let mut bytes = whole.clone();
@@ -225,7 +228,7 @@ fn every_changed_byte_every_cutoff_and_every_byte_more_is_refused() {
             format!("bytes are behind its end, which is at {}", whole.len())
         );
     }
-    // Two bytes that change places, and a byte that is gone from the middle or comes twice.
+    // Two swapped bytes, a byte removed from the middle, and a byte doubled there.
     for at in HEAD..whole.len() - 1 {
         let mut moved = whole.clone();
         moved.swap(at, at + 1);
@@ -238,7 +241,7 @@ fn every_changed_byte_every_cutoff_and_every_byte_more_is_refused() {
 }
 
 #[test]
-fn foreign_newer_and_senseless_files_are_told_apart() {
+fn foreign_newer_and_malformed_files_give_different_errors() {
     for foreign in
         ["SQLite format 3\0", "{\"format\":2}", "keepcount total\0", "\n", "keepcount  totals"]
     {
@@ -248,14 +251,14 @@ fn foreign_newer_and_senseless_files_are_told_apart() {
     newer.truncate(newer.len() - SEAL);
     newer[16] = 3;
     assert_eq!(
-        reason(&sealed(newer.clone())),
+        reason(&with_checksum(newer.clone())),
         "its format is 3, and this version of keepcount reads 2 at most"
     );
     newer[16] = 1;
-    assert_eq!(reason(&sealed(newer)), "its format is 1, of which there are no files");
+    assert_eq!(reason(&with_checksum(newer)), "its format is 1, of which there are no files");
 
-    // Bodies whose checksum is right: nothing, one of another format, lists that claim to be longer
-    // than memory, and more than a body.
+    // Bodies with a right checksum: an empty one, one of another format, lists that claim to be
+    // longer than memory, and one with bytes after its end.
     let endless = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01];
     let name = [b"\x02\x01\x0ashow.votes\x05(i64)\x05table\x01\x00".as_slice(), &endless].concat();
     for body in [
@@ -272,8 +275,9 @@ fn foreign_newer_and_senseless_files_are_told_apart() {
     assert!(Snapshot::from_bytes(&file_of(&[2, 0, 0])).is_ok());
 }
 
-/// Reads bytes and whatever a store can be made of; what is read is written and read as the same.
-fn try_out(bytes: &[u8]) -> bool {
+/// Reads bytes, restores a store if they are a snapshot, and returns whether they are. A snapshot
+/// that was read is the same after it is written and read again.
+fn check_read(bytes: &[u8]) -> bool {
     match Snapshot::from_bytes(bytes) {
         Ok(snapshot) => {
             assert_eq!(Snapshot::from_bytes(&snapshot.to_bytes().unwrap()).unwrap(), snapshot);
@@ -298,24 +302,26 @@ fn try_out(bytes: &[u8]) -> bool {
 proptest! {
     #[test]
     fn any_bytes_are_read_or_refused(bytes in vec(any::<u8>(), 0..300)) {
-        prop_assert!(!try_out(&bytes));
-        try_out(&file_of(&bytes));
+        prop_assert!(!check_read(&bytes));
+        check_read(&file_of(&bytes));
     }
 
-    /// Damage that the checksum does not see, because it was made anew.
+    /// Damage that the checksum does not detect, because it is computed again.
     #[test]
-    fn a_body_that_is_changed_and_sealed_again_is_read_or_refused(changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
+    fn changed_body_with_a_right_checksum_is_read_or_refused(
+        changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)
+    ) {
         let whole = fixture().snapshot().to_bytes().unwrap();
         let mut body = whole[HEAD..whole.len() - SEAL].to_vec();
         for (at, byte) in changes {
             let at = at.index(body.len());
             body[at] = byte;
         }
-        try_out(&file_of(&body));
+        check_read(&file_of(&body));
     }
 }
 
-/// What lies in a folder, sorted.
+/// The names of the files in a folder, sorted.
 fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(folder)
         .unwrap()
@@ -326,7 +332,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn errors_name_the_file_and_what_was_there_stays() {
+fn errors_name_the_file_and_change_nothing_in_the_folder() {
     let folder = tempfile::tempdir().unwrap();
     let snapshot = fixture().snapshot();
     let at = |name: &str| folder.path().join(name);
@@ -365,10 +371,10 @@ fn errors_name_the_file_and_what_was_there_stays() {
     );
 }
 
-/// A process that is killed cannot clean up; a file that another process is writing is not to be
-/// taken for one of these.
+/// A killed process leaves its temporary file. A temporary file that another process is still
+/// writing is locked, and must not be removed.
 #[test]
-fn a_save_removes_what_the_killed_left_and_nothing_else() {
+fn save_removes_only_temporary_files_of_killed_processes() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let (left, held) =
@@ -396,7 +402,7 @@ fn a_save_removes_what_the_killed_left_and_nothing_else() {
 }
 
 #[test]
-fn threads_that_save_to_one_file_leave_one_of_theirs() {
+fn threads_that_save_to_one_file_leave_one_complete_snapshot() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("totals");
     let snapshots = [1, 2, 3].map(|votes| {
@@ -445,11 +451,11 @@ fn replay(store: &MemoryStore, stream: &str, seed: u64, done: impl Fn(u64)) {
     }
 }
 
-/// Snapshots are saved while three streams are applied, memberships that move among them; whichever
-/// of the files is restored after a crash, a replay from its offsets on ends where the streams
-/// themselves do.
+/// Snapshots are saved while three streams are applied, some of whose events move memberships.
+/// Whichever file is restored after a crash, a replay from its offsets ends with the same totals as
+/// the streams.
 #[test]
-fn a_restored_file_and_a_replay_from_its_offsets_are_exact() {
+fn replay_from_the_offsets_of_a_restored_file_is_exact() {
     let folder = tempfile::tempdir().unwrap();
     let store = MemoryStore::new(&SITE);
     store.prune(DAYS, 2).unwrap();
@@ -458,7 +464,7 @@ fn a_restored_file_and_a_replay_from_its_offsets_are_exact() {
         for stream in STREAMS {
             let (store, left) = (&store, &left);
             scope.spawn(move || {
-                // Slow enough for some saves.
+                // Slow enough that snapshots are saved meanwhile.
                 replay(store, stream, 1, |last| thread::sleep(Duration::from_micros(last % 90)));
                 left.fetch_sub(1, Ordering::AcqRel);
             });
@@ -484,7 +490,7 @@ fn a_restored_file_and_a_replay_from_its_offsets_are_exact() {
     println!("{} files, {midway} of them in the midst of all streams", files.len());
     assert!(midway > 3, "{midway} of {}", files.len());
 
-    // And where one writer alone ends.
+    // A single writer ends with the same totals.
     let alone = MemoryStore::new(&SITE);
     alone.prune(DAYS, 2).unwrap();
     for stream in STREAMS {
@@ -494,7 +500,7 @@ fn a_restored_file_and_a_replay_from_its_offsets_are_exact() {
 }
 
 #[test]
-fn a_million_totals_are_a_file_of_eleven_bytes_each() {
+fn file_of_a_million_totals_has_eleven_bytes_for_each() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("totals");
     let (store, mut batch) = (MemoryStore::new(&SITE), Batch::new());
@@ -522,8 +528,9 @@ fn a_million_totals_are_a_file_of_eleven_bytes_each() {
 const SAVER: &str = "KEEPCOUNT_SNAPSHOT_SAVER";
 const LOCKSTEP: [&str; 2] = ["one", "two"];
 
-/// What a process of its own runs: this test, with a file. It goes on from the file, counts, and
-/// saves until it is killed.
+/// The child process of [`a_process_that_is_killed_while_it_saves_leaves_a_whole_file`] runs this
+/// test with a file. It continues from the file, counts, and saves until it is killed. Without a
+/// file the test does nothing.
 #[test]
 fn a_saver_in_a_process_of_its_own() {
     let Some(path) = std::env::var_os(SAVER).map(PathBuf::from) else { return };
@@ -550,7 +557,8 @@ fn a_saver_in_a_process_of_its_own() {
         }
         let counted = || STREAMS.map(|stream| store.offset(stream)).iter().sum::<u64>();
         let (start, mut told) = (counted(), false);
-        // Far more than until it is killed; a test that is broken off leaves no process for ever.
+        // Far more saves than happen before it is killed. The bound ends the process if the parent
+        // test was aborted.
         for _ in 0..20_000 {
             let moved = counted() > start;
             store.snapshot().save(&path).unwrap();
@@ -563,8 +571,8 @@ fn a_saver_in_a_process_of_its_own() {
     });
 }
 
-/// The totals that move together, each as its stream's offset; and that offset.
-fn in_step(store: &MemoryStore) -> u64 {
+/// Checks that the totals of each stream equal its offset. Returns the sum of the offsets.
+fn checked_offsets(store: &MemoryStore) -> u64 {
     let mut sum = 0;
     for stream in STREAMS {
         let totals = LOCKSTEP.map(|key| store.total(USERS, format!("{key} {stream}")).unwrap());
@@ -589,7 +597,7 @@ fn a_process_that_is_killed_while_it_saves_leaves_a_whole_file() {
         let mut saver = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
-                &test_of(module_path!(), "a_saver_in_a_process_of_its_own"),
+                &full_test_name(module_path!(), "a_saver_in_a_process_of_its_own"),
                 "--nocapture",
             ])
             .env(SAVER, &path)
@@ -599,14 +607,14 @@ fn a_process_that_is_killed_while_it_saves_leaves_a_whole_file() {
         let lines = BufReader::new(saver.stdout.take().unwrap()).lines();
         assert!(
             lines.map(|line| line.unwrap()).any(|line| line.ends_with("saved")),
-            "it ended by itself"
+            "the saver ended by itself"
         );
         thread::sleep(Duration::from_micros(random.below(20_000)));
         saver.kill().unwrap();
-        assert!(!saver.wait().unwrap().success(), "it ended by itself");
+        assert!(!saver.wait().unwrap().success(), "the saver ended by itself");
 
-        let now = in_step(&restored(&SITE, &path));
-        assert!(now > before, "what was saved is gone: {before}, {now}");
+        let now = checked_offsets(&restored(&SITE, &path));
+        assert!(now > before, "saved events are lost: {before}, {now}");
         before = now;
         let left = names(folder.path()).len() - 1;
         assert!(left <= 1, "{left} temporary files are left");

@@ -27,7 +27,7 @@ fn vote(conn: &Connection, batch: &mut Batch, show: i64) -> Result<(), Failure> 
     Ok(())
 }
 
-/// The rows, and the totals.
+/// The number of rows, and the totals.
 #[track_caller]
 fn state(conn: &Connection) -> (i64, Vec<(i64, i64)>) {
     assert!(conn.is_autocommit(), "no transaction is left open");
@@ -36,21 +36,21 @@ fn state(conn: &Connection) -> (i64, Vec<(i64, i64)>) {
 }
 
 #[test]
-fn a_transaction_commits_rows_and_totals_and_returns_what_its_work_returns() {
+fn transaction_commits_rows_and_totals_and_returns_the_value_of_its_work() {
     let conn = database(Connection::open_in_memory().unwrap());
     let store = SqliteStore::new(&conn, &SCHEMA);
     for round in 1..=2 {
         let value = store.transaction(|conn, batch| vote(conn, batch, 7).map(|()| "done")).unwrap();
         assert_eq!((value, state(&conn)), ("done", (round, vec![(7, round)])));
     }
-    // Work without a hook commits too.
+    // Work that calls no hook commits too.
     let changed =
         store.transaction(|conn, _| conn.execute("DELETE FROM votes", ()).map_err(Failure::from));
     assert_eq!((changed.unwrap(), state(&conn)), (2, (0, vec![(7, 2)])));
 }
 
 #[test]
-fn nothing_is_committed_where_the_work_or_the_apply_or_the_commit_fails() {
+fn failure_of_the_work_the_apply_or_the_commit_commits_nothing() {
     let conn = database(Connection::open_in_memory().unwrap());
     let store = SqliteStore::new(&conn, &SCHEMA);
     store.transaction(|conn, batch| vote(conn, batch, 7)).unwrap();
@@ -76,13 +76,13 @@ fn nothing_is_committed_where_the_work_or_the_apply_or_the_commit_fails() {
         Ok(())
     });
     assert!(matches!(kept(unknown), Error::UnknownCounter { .. }));
-    // The foreign key is looked at by the commit, which is refused.
+    // The commit checks the deferred foreign key, and fails.
     let refused = kept(fails(&|conn, batch| vote(conn, batch, 8)));
     assert!(
         matches!(&refused, Error::Database { operation, .. } if operation.contains("transaction")),
         "{refused}"
     );
-    // The work ended the transaction itself: its batch belongs to none.
+    // The work ended the transaction itself, so its batch has no transaction to commit in.
     let lost = kept(fails(&|conn, _| Ok(conn.execute_batch("ROLLBACK")?)));
     assert!(matches!(lost, Error::TransactionLost { .. }), "{lost}");
 }
@@ -103,10 +103,10 @@ fn a_panic_rolls_the_transaction_back() {
     assert_eq!(state(&conn), (1, vec![(7, 1)]));
 }
 
-/// A hook that vetoes a commit ends the transaction, as an interrupt after the commit does: the
-/// caller is to look what became of it.
+/// A commit hook that vetoes a commit ends the transaction. An interrupt after the commit ends it
+/// too. `transaction` cannot tell the two apart, so the caller must check the outcome.
 #[test]
-fn a_commit_whose_transaction_is_over_is_indeterminate() {
+fn commit_vetoed_by_a_hook_is_indeterminate() {
     let mut conn = database(Connection::open_in_memory().unwrap());
     conn.commit_hook(Some(|| true)).unwrap();
     let failed = SqliteStore::new(&conn, &SCHEMA)
@@ -118,14 +118,14 @@ fn a_commit_whose_transaction_is_over_is_indeterminate() {
 }
 
 #[test]
-fn a_transaction_waits_for_no_other_and_nests_in_none() {
+fn transaction_is_refused_under_a_held_lock_or_inside_another() {
     let dir = tempfile::tempdir().unwrap();
     let open = || Connection::open(dir.path().join("app.db")).unwrap();
     let (conn, other) = (database(open()), open());
     conn.busy_timeout(std::time::Duration::ZERO).unwrap();
     let store = SqliteStore::new(&conn, &SCHEMA);
     let never = |_: &Connection, _: &mut Batch| -> keepcount::Result<()> {
-        unreachable!("it did not begin")
+        unreachable!("the transaction must not begin")
     };
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     assert_eq!(store.transaction(never).unwrap_err().recovery(), Recovery::Retry);

@@ -1,4 +1,4 @@
-//! Versions of one name side by side: which schemas hold them, and that nothing takes one for
+//! Versions of one name side by side: which schemas allow them, and that no version is taken for
 //! another, in memory and in SQLite.
 
 use std::collections::BTreeMap;
@@ -17,10 +17,10 @@ use keepcount::{
 };
 use rusqlite::Connection;
 
-// Which schemas there are.
+// Valid and invalid schemas.
 
 #[test]
-fn two_counters_are_refused_exactly_where_they_are_one_or_share_a_table() {
+fn two_counters_are_refused_exactly_if_they_share_a_table() {
     const NAMES: [&str; 10] =
         ["a", "a.v2", "a_v2", "a.v2.v3", "a.v23", "a.b", "a_b", "a.v", "b", "a.v2.v2"];
     let counters: Vec<CounterSpec> = NAMES
@@ -56,7 +56,7 @@ const fn leaderboard(name: &'static str) -> LeaderboardId {
 }
 
 #[test]
-fn the_version_counts_for_reserved_names_and_for_leaderboards() {
+fn version_is_part_of_the_name_for_reserved_names_and_leaderboards() {
     const TAKEN: &[LeaderboardId] = &[leaderboard("setlist.votes.v2")];
     const INDEX: &[LeaderboardId] = &[leaderboard("rank"), leaderboard("rank.order")];
     const THIRD: &[LeaderboardId] =
@@ -99,7 +99,7 @@ const SHOWS: Counter<i64> = Counter::new("show.votes").sum_of(VOTES, MEMBERSHIP)
 const SHOWS_2: Counter<i64> = Counter::new("show.votes").version(2).sum_of(VOTES_2, MEMBERSHIP);
 const DAYS: Counter<(i64, i64)> = Counter::new("setlist.days");
 const DAYS_2: Counter<(i64, i64)> = DAYS.version(2);
-/// In no order of names or versions.
+/// Not in the order of names or versions.
 const SCHEMA: Schema = Schema::new(&[
     DAYS_2.table().prunable(),
     VOTES_2.table(),
@@ -231,10 +231,10 @@ fn each_version_keeps_its_own_totals_at_every_level_in_both_stores() {
     }
 }
 
-/// Two versions have one hash: sorted by that alone, the changes of a child that moves came in
-/// turns, and each was asked for anew.
+/// Two versions have the same hash. Sorted by the hash alone, the changes of a child that moves
+/// alternated between the versions, and each was requested again.
 #[test]
-fn a_climb_asks_once_for_each_version() {
+fn rollup_update_requests_each_version_once() {
     let mut batch = Batch::new();
     batch.update(&Row::Setlist { id: 1, show: 10 }, &Row::Setlist { id: 1, show: 20 });
     let mut update = RollupUpdate::new(&SCHEMA, &batch).unwrap();
@@ -247,7 +247,7 @@ fn a_climb_asks_once_for_each_version() {
 }
 
 #[test]
-fn each_version_is_pruned_by_itself() {
+fn each_version_is_pruned_alone() {
     let mut batch = Batch::new();
     for day in 0..4 {
         batch.insert(&Row::Vote { setlist: 1, weight: 5, spam: false, day });
@@ -316,7 +316,7 @@ fn a_counter_is_found_by_its_full_name_or_else_as_the_highest_version() {
 }
 
 #[test]
-fn a_version_that_the_schema_has_not_is_a_conflict_that_names_those_it_has() {
+fn unknown_version_is_a_conflict_that_names_the_known_versions() {
     let (mut memory, conn) = (MemoryStore::new(&SCHEMA), database());
     let mut sqlite = SqliteStore::new(&conn, &SCHEMA);
     for store in [&mut memory as &mut dyn Store, &mut sqlite] {
@@ -359,7 +359,7 @@ fn catalogue_tables_and_statements_have_the_full_names() {
     let texts = sql::upsert(sql::Dialect::Sqlite, SCHEMA.spec(&VOTES_2.id()).unwrap());
     assert!(texts.starts_with(r#"INSERT INTO "setlist_votes_v2" "#), "{texts}");
 
-    // What the schema prints makes the same tables.
+    // The DDL of the schema creates the same tables.
     let other = Connection::open_in_memory().unwrap();
     other.execute_batch(&sql::ddl(sql::Dialect::Sqlite, &SCHEMA).join(";\n")).unwrap();
     SqliteStore::new(&other, &SCHEMA).check().unwrap();
@@ -392,23 +392,23 @@ fn sqlite_audit(conn: &Connection) -> SqliteAudit<'_> {
     audit
 }
 
-fn written(conn: &Connection) {
+fn insert_rows(conn: &Connection) {
     conn.execute_batch(
         "INSERT INTO votes VALUES (1, 5, 0, 0), (1, 7, 1, 0), (2, 3, 0, 1); INSERT INTO setlists VALUES (1, 10), (2, 20)",
     )
     .unwrap();
 }
 
-fn found(report: &Report) -> Vec<(String, u64)> {
+fn counters_with_drift(report: &Report) -> Vec<(String, u64)> {
     let differs =
         |counter: &CounterReport| (counter.counter.full_name().into_owned(), counter.drift());
     report.counters.iter().map(differs).filter(|(_, drift)| *drift > 0).collect()
 }
 
 #[test]
-fn reports_tell_versions_apart_and_a_token_keeps_them_apart() {
+fn reports_and_tokens_tell_versions_apart() {
     let conn = database();
-    written(&conn);
+    insert_rows(&conn);
     let whole =
         run_whole(Mode::Repair, &SCHEMA, Options::default(), &mut sqlite_audit(&conn)).unwrap();
     assert_eq!(
@@ -424,9 +424,9 @@ fn reports_tell_versions_apart_and_a_token_keeps_them_apart() {
         Reconciler::new(Mode::Verify, &SCHEMA, Options::default().page(1).max_pages(1)).unwrap();
     let mut all = Vec::new();
     for leg in 0.. {
-        assert!(leg < 40, "it ends");
+        assert!(leg < 40, "the legs do not end");
         let report = run(&mut verify, &mut sqlite_audit(&conn), &mut SystemRuntime::new()).unwrap();
-        all.extend(found(&report));
+        all.extend(counters_with_drift(&report));
         let Some(token) = report.token else { break };
         verify = Reconciler::resume(
             Mode::Verify,
@@ -454,7 +454,7 @@ fn reports_tell_versions_apart_and_a_token_keeps_them_apart() {
 }
 
 #[test]
-fn freshness_is_each_version_s_own() {
+fn each_version_has_its_own_freshness() {
     let conn = database();
     let mut freshness = Freshness::new(&SCHEMA);
     let mut verify =
@@ -475,7 +475,7 @@ fn freshness_is_each_version_s_own() {
 }
 
 #[test]
-fn a_memory_store_is_repaired_version_by_version() {
+fn repair_of_one_version_in_memory_leaves_the_other_alone() {
     let rows = [
         Row::Vote { setlist: 1, weight: 5, spam: false, day: 0 },
         Row::Setlist { id: 1, show: 10 },

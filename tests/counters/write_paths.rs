@@ -1,5 +1,5 @@
-//! Every way in which an application writes rows, on SQLite with the ready-made concert counters:
-//! totals stay exact, and no statement is run that is not needed.
+//! Every way in which an application writes rows, on SQLite with the ready-made concert counters.
+//! Totals stay exact, and no unnecessary statement runs.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 type C = Concert<i64, HalfLives>;
 
-/// More than the one that is kept without a choice.
+/// More half-lives than the one of the default.
 struct HalfLives;
 
 impl<K: Key> Trends<K> for HalfLives {
@@ -37,8 +37,8 @@ const TABLES: &str = "
     CREATE INDEX votes_by_setlist ON votes (setlist);
 ";
 
-/// Each counter once more, in plain SQL that knows nothing of the crate: its table, and each row's
-/// key and amount. A key that is null in a part is none.
+/// A recount of each counter in plain SQL, independent of the crate: its table, and a query of each
+/// row's key and amount. A row whose key has a null part does not count.
 const RECOUNTS: [(&str, &str); 15] = [
     ("artist_listed", "SELECT id, 1 FROM artists"),
     ("artist_fame", "SELECT id, followers / 1000000 + popularity / 10 FROM artists"),
@@ -60,8 +60,8 @@ const RECOUNTS: [(&str, &str); 15] = [
     ),
 ];
 
-/// Decayed votes: the keys of each level by vote; amounts are added up in Rust, since SQL has no
-/// powers of two.
+/// Decayed votes: the key and the time of each vote, at each level. Amounts are summed in Rust,
+/// since SQL has no powers of two.
 const TRENDS: [(&str, &str); 3] = [
     ("setlist_trend", "SELECT setlist, at FROM votes"),
     ("show_trend", "SELECT show, at FROM votes JOIN setlists ON setlists.id = setlist"),
@@ -74,10 +74,10 @@ const TRENDS: [(&str, &str); 3] = [
 const HALF_LIVES: [(&str, HalfLife); 3] =
     [("6h", HalfLife::hours(6)), ("1d", HalfLife::days(1)), ("7d", HalfLife::days(7))];
 
-/// When the tests' votes are given, and when they are looked at.
+/// The time at which the tests' votes are given, and the time that `Vote::new` takes for now.
 const AT: i64 = 1_750_000_000;
 const NOW: i64 = AT + 40 * 86_400;
-/// The first second of a week that begins after `AT`, and of a day, and of six hours.
+/// The first second of a week after `AT`. A day and an epoch of six hours begin there too.
 const AT_WEEK: i64 = 2_894 * 7 * 86_400;
 
 fn open(path: &PathBuf) -> Connection {
@@ -119,7 +119,7 @@ fn store(conn: &Connection) -> SqliteStore<'_> {
 
 type Totals = BTreeMap<Vec<String>, i128>;
 
-/// A query's rows added up: all columns but the last are the key, the last is the amount.
+/// The sums of a query's rows. The last column is the amount, the columns before it are the key.
 fn sums(conn: &Connection, query: &str) -> Totals {
     let mut statement = conn.prepare(query).unwrap();
     let width = statement.column_count() - 1;
@@ -142,8 +142,8 @@ fn sums(conn: &Connection, query: &str) -> Totals {
     totals
 }
 
-/// Every vote of a level in its epoch.
-fn trend(conn: &Connection, query: &str, half_life: HalfLife) -> Totals {
+/// The decayed totals of a level, from its votes.
+fn decayed_totals(conn: &Connection, query: &str, half_life: HalfLife) -> Totals {
     let mut totals = Totals::new();
     let mut statement = conn.prepare(query).unwrap();
     let rows = statement
@@ -159,22 +159,20 @@ fn trend(conn: &Connection, query: &str, half_life: HalfLife) -> Totals {
     totals
 }
 
-/// Every table of totals and what should be in it.
+/// Every table of totals, with the totals that it must hold.
 fn recounts(conn: &Connection) -> Vec<(String, Totals)> {
     let mut all: Vec<(String, Totals)> =
         RECOUNTS.iter().map(|(table, rows)| ((*table).to_owned(), sums(conn, rows))).collect();
     for (table, votes) in TRENDS {
-        all.extend(
-            HALF_LIVES.map(|(name, half_life)| {
-                (format!("{table}_{name}"), trend(conn, votes, half_life))
-            }),
-        );
+        all.extend(HALF_LIVES.map(|(name, half_life)| {
+            (format!("{table}_{name}"), decayed_totals(conn, votes, half_life))
+        }));
     }
     assert_eq!(all.len(), C::SCHEMA.counters().len());
     all
 }
 
-/// What differs between totals and rows.
+/// The differences between stored and expected totals.
 fn drift(conn: &Connection) -> Vec<String> {
     let differing = |(table, expected): (String, Totals)| {
         let stored = sums(conn, &format!("SELECT * FROM {table}"));
@@ -196,7 +194,7 @@ fn drift(conn: &Connection) -> Vec<String> {
 }
 
 #[track_caller]
-fn exact(conn: &Connection) {
+fn assert_exact(conn: &Connection) {
     assert_eq!(drift(conn), Vec::<String>::new());
 }
 
@@ -204,7 +202,7 @@ fn total(conn: &Connection, counter: Counter<i64>, key: i64) -> i64 {
     store(conn).total(counter, key).unwrap()
 }
 
-/// A transaction of the application: its writes, then apply as its last statement.
+/// Runs a transaction of the application: its writes, then `apply` as the last statement.
 fn write(conn: &Connection, writes: impl FnOnce(&mut Batch)) -> Applied {
     let mut batch = Batch::new();
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -234,12 +232,12 @@ fn show(row: &ShowRow) -> Show<i64> {
     Show::new(row.0, row.1, day(&row.3), row.2.parse().unwrap())
 }
 
-/// As it is stored; writes of the application go through `Vote::new`.
+/// A vote as it is stored. The application writes votes with `Vote::new`.
 fn vote(row: VoteRow) -> Decaying<i64, HalfLives> {
     Vote::stored(row.0, row.1, row.2, row.3).decaying()
 }
 
-fn given(row: VoteRow) -> Decaying<i64, HalfLives> {
+fn new_vote(row: VoteRow) -> Decaying<i64, HalfLives> {
     Vote::new(row.0, row.1, row.2, row.3, NOW).unwrap().decaying()
 }
 
@@ -291,7 +289,7 @@ fn insert_vote(
 fn insert_vote_at(conn: &Connection, batch: &mut Batch, id: i64, row: VoteRow) {
     conn.execute("INSERT INTO votes VALUES (?1, ?2, ?3, ?4, ?5)", (id, row.0, row.1, row.2, row.3))
         .unwrap();
-    batch.insert(&given(row));
+    batch.insert(&new_vote(row));
 }
 
 fn update_artist(conn: &Connection, batch: &mut Batch, id: i64, set: &str) {
@@ -326,10 +324,10 @@ fn update_vote(conn: &Connection, batch: &mut Batch, id: i64, set: &str) {
         .unwrap();
     let text = format!("UPDATE votes SET {set} WHERE id = ?1 RETURNING {VOTE}");
     let new = conn.query_row(&text, [id], read_vote).unwrap();
-    batch.update(&vote(old), &given(new));
+    batch.update(&vote(old), &new_vote(new));
 }
 
-/// Whether there was such a vote.
+/// Deletes a vote. Returns whether it existed.
 fn delete_vote(conn: &Connection, batch: &mut Batch, id: i64) -> bool {
     let text = format!("DELETE FROM votes WHERE id = ?1 RETURNING {VOTE}");
     let gone = conn.query_row(&text, [id], read_vote).optional().unwrap();
@@ -337,7 +335,7 @@ fn delete_vote(conn: &Connection, batch: &mut Batch, id: i64) -> bool {
     gone.is_some()
 }
 
-/// Deletes these rows, and counts each that went.
+/// Deletes these rows with their hooks. Returns their number.
 fn delete_all<R: Record>(
     conn: &Connection,
     batch: &mut Batch,
@@ -353,7 +351,7 @@ fn delete_all<R: Record>(
     gone
 }
 
-/// A show goes with its setlists and their votes, children first; gives how many votes went.
+/// Deletes a show with its setlists and their votes, children first. Returns the number of votes.
 fn delete_show(conn: &Connection, batch: &mut Batch, id: i64) -> i64 {
     let votes = format!(
         "votes WHERE setlist IN (SELECT id FROM setlists WHERE show = {id}) RETURNING {VOTE}"
@@ -380,7 +378,7 @@ fn fill(conn: &Connection) {
         insert_vote(conn, batch, 2, (Some(100), Some(8), false));
         insert_vote(conn, batch, 3, (Some(101), Some(7), true));
     });
-    exact(conn);
+    assert_exact(conn);
 }
 
 #[test]
@@ -395,7 +393,7 @@ fn inserts_and_deletes_count_up_and_down() {
     assert_eq!([1, 2].map(|artist| total(&conn, C::ARTIST_FAME, artist)), [7, 0]);
     for id in [3, 2, 1] {
         write(&conn, |batch| assert!(delete_vote(&conn, batch, id)));
-        exact(&conn);
+        assert_exact(&conn);
     }
     assert_eq!(store(&conn).totals(C::USER_VOTES).unwrap(), []);
     assert_eq!(store(&conn).totals(C::SHOW_VOTES).unwrap(), []);
@@ -404,13 +402,13 @@ fn inserts_and_deletes_count_up_and_down() {
 }
 
 #[test]
-fn an_update_of_any_column_moves_what_it_must() {
+fn update_of_any_column_keeps_totals_exact() {
     for set in [
         "artist = 2",
         "status = 'completed'",
         "status = 'cancelled'",
         "artist = NULL",
-        // Condition and parent in one update, both ways.
+        // Condition and parent in one update, in both directions.
         "artist = 2, status = 'completed'",
         "artist = NULL, status = 'cancelled'",
         "id = 99",
@@ -423,7 +421,7 @@ fn an_update_of_any_column_moves_what_it_must() {
             conn.execute_batch("PRAGMA foreign_keys = OFF").unwrap();
             fill(&conn);
             write(&conn, |batch| update_show(&conn, batch, show, set));
-            exact(&conn);
+            assert_exact(&conn);
         }
     }
     for set in ["show = 11", "show = NULL", "id = 150", "id = 150, show = 11"] {
@@ -432,7 +430,7 @@ fn an_update_of_any_column_moves_what_it_must() {
             conn.execute_batch("PRAGMA foreign_keys = OFF").unwrap();
             fill(&conn);
             write(&conn, |batch| update_setlist(&conn, batch, setlist, set));
-            // Whoever renames a row moves its children too.
+            // An application that changes a row's id moves its children too.
             let renamed =
                 format!("setlist = {}", if set.starts_with("id") { 150 } else { setlist });
             let votes: Vec<i64> = if setlist == 100 { vec![1, 2] } else { vec![3] };
@@ -441,7 +439,7 @@ fn an_update_of_any_column_moves_what_it_must() {
                     update_vote(&conn, batch, *id, &renamed);
                 }
             });
-            exact(&conn);
+            assert_exact(&conn);
         }
     }
     for set in [
@@ -452,7 +450,7 @@ fn an_update_of_any_column_moves_what_it_must() {
         let conn = database();
         fill(&conn);
         write(&conn, |batch| update_artist(&conn, batch, 1, set));
-        exact(&conn);
+        assert_exact(&conn);
     }
     for set in [
         "up = 1 - up",
@@ -468,20 +466,20 @@ fn an_update_of_any_column_moves_what_it_must() {
             let conn = database();
             fill(&conn);
             write(&conn, |batch| update_vote(&conn, batch, id, set));
-            exact(&conn);
+            assert_exact(&conn);
         }
     }
 }
 
 #[test]
-fn condition_and_parent_change_in_one_update() {
+fn update_of_condition_and_parent_at_once_moves_both_counts() {
     let conn = database();
     fill(&conn);
     let applied =
         write(&conn, |batch| update_show(&conn, batch, 10, "artist = 2, status = 'completed'"));
-    // Of both artists shows, the date, the membership, votes, three trends; of the old one the
-    // upcoming shows; and the show's place by date. Beside them, the old membership is removed, and
-    // the old artist falls on the leaderboard.
+    // Totals of both artists: shows, shows by date, membership, votes, three trends. Also the
+    // upcoming shows of the old artist, and the show's entry by date. Two more statements remove
+    // the old membership and update the old artist's line on the leaderboard.
     assert_eq!(applied, Applied::new(2 * 7 + 2, 2 * 7 + 2 + 1 + 1));
     assert_eq!([1, 2].map(|artist| total(&conn, C::ARTIST_SHOWS, artist)), [0, 2]);
     assert_eq!([1, 2].map(|artist| total(&conn, C::ARTIST_UPCOMING_SHOWS, artist)), [0, 0]);
@@ -489,41 +487,41 @@ fn condition_and_parent_change_in_one_update() {
     let applied =
         write(&conn, |batch| update_show(&conn, batch, 10, "artist = 1, status = 'upcoming'"));
     assert_eq!(applied, Applied::new(16, 18));
-    exact(&conn);
+    assert_exact(&conn);
 }
 
 #[test]
-fn a_parent_may_come_from_null_and_go_to_null() {
+fn parent_may_change_from_null_and_to_null() {
     let conn = database();
     fill(&conn);
     let applied = write(&conn, |batch| insert_vote(&conn, batch, 4, (None, None, true)));
-    assert_eq!(applied, Applied::default(), "a vote on nothing of nobody");
-    // Up: votes, upvotes, score and three trends of the setlist; votes and three trends of the
-    // show, and of the artist.
+    assert_eq!(applied, Applied::default(), "a vote without a setlist and a user");
+    // An upvote changes votes, upvotes, score and three trends of the setlist; votes and three
+    // trends of the show; and the same of the artist.
     let up = 6 + 4 + 4;
     for (set, totals) in [
         ("setlist = 101", up),
         ("user = 7", 1),
         ("setlist = NULL, up = 0", up),
-        ("setlist = 100, user = NULL", up - 1 + 1), // it is a vote down now, and loses its user
+        ("setlist = 100, user = NULL", up - 1 + 1), // a downvote now, and it loses its user
         ("setlist = NULL", up - 1),
         ("user = 8", 1),
     ] {
         let applied = write(&conn, |batch| update_vote(&conn, batch, 4, set));
         assert_eq!(applied.totals, totals, "{set}");
-        exact(&conn);
+        assert_exact(&conn);
     }
     write(&conn, |batch| update_show(&conn, batch, 10, "artist = NULL"));
-    exact(&conn);
+    assert_exact(&conn);
     assert_eq!([total(&conn, C::ARTIST_SHOWS, 1), total(&conn, C::ARTIST_VOTES, 1)], [0, 0]);
     write(&conn, |batch| update_show(&conn, batch, 10, "artist = 2"));
-    exact(&conn);
+    assert_exact(&conn);
     assert_eq!(total(&conn, C::ARTIST_VOTES, 2), 3);
     write(&conn, |batch| update_setlist(&conn, batch, 100, "show = NULL"));
-    exact(&conn);
+    assert_exact(&conn);
     assert_eq!([total(&conn, C::SHOW_VOTES, 10), total(&conn, C::ARTIST_VOTES, 2)], [1, 1]);
     write(&conn, |batch| update_setlist(&conn, batch, 100, "show = 10"));
-    exact(&conn);
+    assert_exact(&conn);
 }
 
 #[test]
@@ -535,31 +533,31 @@ fn a_vote_from_the_future_is_refused_before_it_counts() {
         Vote::new(Some(100), Some(7), true, AT, AT),
         Ok(Vote::stored(Some(100), Some(7), true, AT))
     );
-    // One that is stored already goes as it came.
+    // A vote from the future that is stored already can be deleted exactly.
     let conn = database();
     fill(&conn);
     write(&conn, |batch| {
         conn.execute("INSERT INTO votes VALUES (9, 100, 7, 1, ?1)", [NOW + 1]).unwrap();
         batch.insert(&vote((Some(100), Some(7), true, NOW + 1)));
     });
-    exact(&conn);
+    assert_exact(&conn);
     write(&conn, |batch| assert!(delete_vote(&conn, batch, 9)));
-    exact(&conn);
+    assert_exact(&conn);
 }
 
-/// What a write path costs: totals written, statements that wrote (totals, memberships removed,
+/// The cost of a write path: totals written, statements that wrote (totals, memberships removed,
 /// lines of leaderboards), statements that read.
 type Cost = (u64, u64, usize);
 
-/// The write amplification of each path, on a site of two artists with a show each. A trend is
-/// written once a half-life: where votes lie in several epochs, a move takes each epoch along.
+/// The write amplification of each path, on a site of two artists with a show each. A trend has a
+/// total for each epoch, so a move of votes in several epochs writes each of them.
 #[test]
-fn each_write_path_costs_so_many_totals_statements_and_reads() {
+fn each_write_path_costs_fixed_numbers_of_totals_statements_and_reads() {
     type Do = fn(&Connection, &mut Batch);
     let paths: [(&str, Do, Cost); 25] = [
-        // Of the setlist votes, upvotes, score, three trends; the user's votes; votes and three
-        // trends of show and artist. Three leaderboards. It reads the setlist's memberships and the
-        // show's, and for each leaderboard the show's epochs and its line.
+        // Totals: votes, upvotes, score and three trends of the setlist; the user's votes; votes
+        // and three trends of show and artist. Then three leaderboards. Reads: the memberships of
+        // the setlist and of the show; for each leaderboard the show's epochs and its line.
         ("vote up", |c, b| insert_vote(c, b, 9, (Some(100), Some(7), true)), (15, 18, 8)),
         ("vote down", |c, b| insert_vote(c, b, 9, (Some(100), Some(7), false)), (14, 17, 8)),
         (
@@ -583,12 +581,12 @@ fn each_write_path_costs_so_many_totals_statements_and_reads() {
         ("vote deleted", |c, b| assert!(delete_vote(c, b, 1)), (15, 18, 8)),
         ("setlist posted", |c, b| insert_setlist(c, b, 109, Some(10)), (2, 2, 4)),
         ("setlist without votes moved", |c, b| update_setlist(c, b, 104, "show = 11"), (4, 5, 4)),
-        // A membership removed and one made; then what climbs: votes and three trends of both shows
-        // and both artists. It reads the setlist's votes and three trends, the shows' memberships,
-        // the leaderboards.
+        // One membership is removed and one is added. Votes and three trends propagate to both
+        // shows and both artists. Reads: the setlist's votes and three trends, the shows'
+        // memberships, the leaderboards.
         ("setlist with 2 votes moved", |c, b| update_setlist(c, b, 100, "show = 11"), (20, 27, 18)),
-        // 50 votes in 40 epochs of 6 hours, 10 of a day, 2 of a week: twice 1 + 40 + 10 + 2 of
-        // shows, and of artists.
+        // 50 votes in 40 epochs of 6 hours, 10 of a day, 2 of a week: 1 + 40 + 10 + 2 totals of
+        // each of two shows and two artists.
         (
             "setlist with 50 votes over 10 days moved",
             |c, b| update_setlist(c, b, 105, "show = 11"),
@@ -604,7 +602,8 @@ fn each_write_path_costs_so_many_totals_statements_and_reads() {
         ("show put off", |c, b| update_show(c, b, 10, "date = '2025-07-01'"), (4, 4, 1)),
         ("show renamed", |c, b| update_show(c, b, 10, "title = 'x'"), (0, 0, 0)),
         ("show without votes moved", |c, b| update_show(c, b, 12, "artist = 2"), (8, 10, 13)),
-        // Shows, upcoming, date, membership of both; votes, and trends of 41, 11, 3 epochs of both.
+        // Totals of both artists: shows, upcoming shows, shows by date, membership, votes, and
+        // trends of 41, 11 and 3 epochs.
         ("show with 53 votes moved", |c, b| update_show(c, b, 10, "artist = 2"), (120, 122, 13)),
         ("artist signed", |c, b| insert_artist(c, b, 9, 1_000_000, 0), (2, 3, 4)),
         (
@@ -613,10 +612,10 @@ fn each_write_path_costs_so_many_totals_statements_and_reads() {
             (0, 0, 0),
         ),
         ("artist's fame grows", |c, b| update_artist(c, b, 1, "followers = 4000000"), (1, 2, 4)),
-        // A cascade, 84 totals of rows: of three setlists 2 (its score was 0), 3, 3, with trends of
-        // 3, 3, 52 epochs; 8 users; 4 memberships and the show's setlists; 5 of the show. Then 56
-        // of it, 56 of its artist. Five memberships are removed; three lines of the show go, one
-        // changes.
+        // A cascade. Rows feed 84 totals: 2 (the score was 0), 3 and 3 of three setlists, with
+        // trends of 3, 3 and 52 epochs; 8 of users; 4 memberships and the show's setlists; 5 of the
+        // show. Rollups add 56 of the show and 56 of its artist. Five memberships and three lines
+        // of the show are removed, one line changes.
         (
             "show with 53 votes deleted",
             |c, b| assert_eq!(delete_show(c, b, 10), 53),
@@ -650,7 +649,7 @@ fn each_write_path_costs_so_many_totals_statements_and_reads() {
         let applied = store(&conn).apply(&mut batch).unwrap();
         let ran = trace.kinds();
         conn.execute_batch("COMMIT").unwrap();
-        exact(&conn);
+        assert_exact(&conn);
         println!(
             "{name:45} {:4} totals {:4} statements {:3} reads",
             applied.totals, applied.statements, ran.reads
@@ -659,15 +658,15 @@ fn each_write_path_costs_so_many_totals_statements_and_reads() {
         assert_eq!(
             (ran.writes as u64, ran.others),
             (applied.statements, vec![]),
-            "{name}: what is told is what ran"
+            "{name}: the reported statements are those that ran"
         );
     }
 }
 
-/// Each half-life costs a vote three totals and a line of a leaderboard; without a choice there is
-/// one.
+/// Each half-life costs a vote three totals and a line of a leaderboard. The default is one
+/// half-life.
 #[test]
-fn a_vote_without_a_choice_of_half_lives_decays_with_one() {
+fn vote_without_a_choice_of_half_lives_decays_with_one_half_life() {
     type One = Concert<i64>;
     let mut conn = Connection::open_in_memory().unwrap();
     let trace = Trace::on(&mut conn);
@@ -689,8 +688,9 @@ fn a_vote_without_a_choice_of_half_lives_decays_with_one() {
     trace.take();
     batch.insert(&Vote::stored(Some(100_i64), Some(8), true, AT));
     let applied = store.apply(&mut batch).unwrap();
-    // Of the setlist votes, upvotes, score, a trend; the user's votes; votes and a trend of show
-    // and artist. One leaderboard. It reads two memberships, the show's epochs and its line.
+    // Totals: votes, upvotes, score and a trend of the setlist; the user's votes; votes and a trend
+    // of show and artist. Then one leaderboard. Reads: two memberships, the show's epochs and its
+    // line.
     assert_eq!((applied, trace.kinds().reads), (Applied::new(9, 10), 4));
     let week = HalfLife::days(7);
     assert_eq!(
@@ -706,7 +706,7 @@ fn a_vote_without_a_choice_of_half_lives_decays_with_one() {
 }
 
 #[test]
-fn a_cascade_writes_one_total_for_each_counter_of_the_dead_and_none_for_each_child() {
+fn cascade_writes_each_total_once_however_many_children_are_deleted() {
     let mut conn = database();
     let trace = Trace::on(&mut conn);
     let votes = 300;
@@ -719,31 +719,32 @@ fn a_cascade_writes_one_total_for_each_counter_of_the_dead_and_none_for_each_chi
             insert_vote(&conn, batch, id, (Some(100 + id % 2), Some(id % 3), id % 5 > 0));
         }
     });
-    exact(&conn);
+    assert_exact(&conn);
     trace.take();
     let applied = write(&conn, |batch| {
-        // The parent is locked by BEGIN IMMEDIATE; then children first, each delete saying what it
-        // removed.
+        // BEGIN IMMEDIATE locks the parent. Children are deleted first, and each delete returns the
+        // rows that it removed.
         assert_eq!(delete_show(&conn, batch, 10), votes);
     });
     // Three counters, three trends and the membership of each of two setlists; setlists, votes,
-    // three trends, membership and place by date of the show; shows, upcoming shows, date, votes
-    // and three trends of the artist; one of each of three users.
+    // three trends, membership and entry by date of the show; shows, upcoming shows, shows by date,
+    // votes and three trends of the artist; one total of each of three users.
     let totals = 2 * 7 + 7 + 7 + 3;
-    // The memberships are removed, and so is the show's line on three leaderboards; the artist
-    // falls on a fourth.
+    // The memberships and the show's line on three leaderboards are removed. The artist's line on a
+    // fourth changes.
     let statements = totals + 3 + 4;
     assert_eq!(applied, Applied::new(totals, statements));
-    // Beside the application's three deletes.
+    // The application's three deletes are counted too.
     assert_eq!(trace.kinds().writes as u64, statements + 3);
-    exact(&conn);
+    assert_exact(&conn);
     for (table, _) in recounts(&conn) {
         let left = format!("SELECT count(*) FROM {table} WHERE total <> 0");
-        let artist = i64::from(["artist_listed", "artist_fame"].contains(&table.as_str())); // who lives on
+        // The artist is not deleted.
+        let artist = i64::from(["artist_listed", "artist_fame"].contains(&table.as_str()));
         assert_eq!(conn.query_row(&left, (), |row| row.get(0)), Ok(artist), "{table}");
     }
     for membership in ["setlist_show", "show_artist"] {
-        // A membership that is gone leaves no row behind, not even one of 0.
+        // A removed membership leaves no row, not even one of 0.
         assert_eq!(
             conn.query_row(&format!("SELECT count(*) FROM {membership}"), (), |row| row.get(0)),
             Ok(0),
@@ -777,20 +778,20 @@ fn one_row_deleted_by_two_connections_counts_once() {
         threads.into_iter().map(|thread| thread.join().unwrap()).sum()
     });
     assert_eq!(deleted, 40);
-    exact(&conn);
+    assert_exact(&conn);
     assert_eq!(total(&conn, C::SETLIST_VOTES, 101), 1);
 
-    // One after the other, so that it is certain that both tried.
+    // One after the other, so that both certainly try.
     let other = open(&path);
     write(&conn, |batch| assert!(delete_vote(&conn, batch, 3)));
     write(&other, |batch| assert!(!delete_vote(&other, batch, 3)));
-    exact(&other);
+    assert_exact(&other);
     assert_eq!(total(&other, C::SETLIST_VOTES, 101), 0);
 }
 
-/// Runs no statement at all on a total: SQLite's own trace says so.
+/// Checks in SQLite's trace that applying this batch runs no statement.
 #[track_caller]
-fn touches_no_total(conn: &mut Connection, batch: &Batch) {
+fn assert_runs_no_statement(conn: &mut Connection, batch: &Batch) {
     let changes = conn.total_changes();
     let trace = Trace::on(conn);
     assert!(batch.is_empty());
@@ -800,7 +801,7 @@ fn touches_no_total(conn: &mut Connection, batch: &Batch) {
 }
 
 #[test]
-fn an_update_of_what_nobody_counts_runs_no_statement() {
+fn update_of_columns_that_no_counter_uses_runs_no_statement() {
     let mut conn = database();
     fill(&conn);
     for set in [
@@ -813,47 +814,47 @@ fn an_update_of_what_nobody_counts_runs_no_statement() {
         let mut batch = Batch::new();
         conn.execute_batch("BEGIN IMMEDIATE").unwrap();
         update_show(&conn, &mut batch, 10, set);
-        touches_no_total(&mut conn, &batch);
+        assert_runs_no_statement(&mut conn, &batch);
         conn.execute_batch("COMMIT").unwrap();
-        exact(&conn);
+        assert_exact(&conn);
     }
-    // Fame that moves by no million, and no ten.
+    // Changes of less than a million followers or ten points of popularity leave the fame as it is.
     for set in
         ["followers = followers + 1", "popularity = 40, followers = 3000000", "name = 'other'"]
     {
         let mut batch = Batch::new();
         update_artist(&conn, &mut batch, 1, set);
-        touches_no_total(&mut conn, &batch);
+        assert_runs_no_statement(&mut conn, &batch);
     }
     let mut batch = Batch::new();
     update_setlist(&conn, &mut batch, 100, "show = 10");
-    touches_no_total(&mut conn, &batch);
+    assert_runs_no_statement(&mut conn, &batch);
     // Completed to cancelled: neither is counted.
     let mut batch = Batch::new();
     update_show(&conn, &mut batch, 11, "status = 'cancelled'");
-    touches_no_total(&mut conn, &batch);
+    assert_runs_no_statement(&mut conn, &batch);
 }
 
 #[test]
-fn plus_one_and_minus_one_in_one_transaction_run_no_statement() {
+fn deltas_that_cancel_in_one_transaction_run_no_statement() {
     let mut conn = database();
     fill(&conn);
     let mut batch = Batch::new();
     insert_vote(&conn, &mut batch, 4, (Some(100), Some(7), false));
     assert!(delete_vote(&conn, &mut batch, 4));
-    touches_no_total(&mut conn, &batch);
+    assert_runs_no_statement(&mut conn, &batch);
 
-    // A move, and back again.
+    // A move and its reversal.
     let mut batch = Batch::new();
     update_vote(&conn, &mut batch, 1, "setlist = 101, up = 0");
     update_vote(&conn, &mut batch, 1, "setlist = 100, up = 1");
-    touches_no_total(&mut conn, &batch);
-    exact(&conn);
+    assert_runs_no_statement(&mut conn, &batch);
+    assert_exact(&conn);
 }
 
-/// Not even a lock: another connection holds it meanwhile.
+/// Another connection holds the write lock meanwhile.
 #[test]
-fn an_empty_batch_waits_for_nobody() {
+fn apply_of_an_empty_batch_takes_no_lock() {
     let (_dir, path) = file();
     let (conn, writer) = (open(&path), open(&path));
     conn.busy_timeout(Duration::ZERO).unwrap();
@@ -865,7 +866,7 @@ fn an_empty_batch_waits_for_nobody() {
 }
 
 #[test]
-fn a_rollback_takes_rows_and_totals_back_together() {
+fn rollback_undoes_rows_and_totals_together() {
     let conn = database();
     fill(&conn);
     let before = store(&conn).totals(C::SETLIST_VOTES).unwrap();
@@ -876,14 +877,14 @@ fn a_rollback_takes_rows_and_totals_back_together() {
     // Votes, upvotes, score and three trends of both setlists; user, show and artist have as many
     // votes as before.
     assert_eq!(store(&conn).apply(&mut batch).unwrap().totals, 12);
-    exact(&conn);
+    assert_exact(&conn);
     conn.execute_batch("ROLLBACK").unwrap();
-    exact(&conn);
+    assert_exact(&conn);
     assert_eq!(store(&conn).totals(C::SETLIST_VOTES).unwrap(), before);
 }
 
 #[test]
-fn a_savepoint_has_a_batch_of_its_own_dropped_with_it_or_merged() {
+fn batch_of_a_savepoint_is_dropped_with_it_or_merged() {
     for release in [false, true] {
         for early in [false, true] {
             let conn = database();
@@ -906,7 +907,7 @@ fn a_savepoint_has_a_batch_of_its_own_dropped_with_it_or_merged() {
                     conn.execute_batch("ROLLBACK TO trial; RELEASE trial").unwrap();
                 }
             });
-            exact(&conn);
+            assert_exact(&conn);
             assert_eq!(total(&conn, C::SETLIST_VOTES, 100), if release { 2 } else { 3 });
             assert_eq!(total(&conn, C::USER_VOTES, 9), i64::from(release));
         }
@@ -938,16 +939,16 @@ fn several_records_of_one_transaction_write_each_total_once() {
         batch.insert(&vote((Some(200 + at % 4), Some(at % 5), at % 2 == 0, AT)));
         batch.insert(&Setlist::new(300 + at % 3, Some(10 + at % 3)));
     }
-    // Setlists 200 and 202 have votes up only, whose score and upvotes are both not 0; 201 and 203
-    // have no upvotes. Three trends of each. Shows' setlists, and the memberships of these.
+    // Votes of four setlists; upvotes of two, because 201 and 203 have none; four scores; three
+    // trends of each; five users; setlists of three shows, and their memberships.
     let keys = 4 + 2 + 4 + 3 * 4 + 5 + 3 + 3;
     assert_eq!(batch.len(), keys);
     let distinct = Applied::new(keys as u64, keys as u64);
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
     trace.take();
     assert_eq!(store(&conn).apply(&mut batch.clone()).unwrap(), distinct);
-    // The memberships of four setlists; and of the three others votes and three trends, since their
-    // memberships change. What climbs is nothing.
+    // The memberships of four setlists; votes and three trends of the three others, since their
+    // memberships change. Nothing propagates.
     let reads = 4 + 3 * 4;
     assert_eq!(
         trace.kinds(),
@@ -972,9 +973,9 @@ fn several_records_of_one_transaction_write_each_total_once() {
     assert_eq!(trace.kinds(), own(1, 0));
 }
 
-/// Without rollups and leaderboards, a transaction has the writes and nothing else.
+/// Without rollups and leaderboards, a transaction runs only the writes.
 #[test]
-fn a_plain_schema_reads_nothing() {
+fn schema_without_rollups_and_leaderboards_reads_nothing() {
     let mut conn = three();
     let mut batch = Batch::new();
     for at in 0..500_i64 {
@@ -998,7 +999,7 @@ fn a_plain_schema_reads_nothing() {
     assert_eq!(trace.kinds(), Kinds { writes: 10, reads: 0, others });
 }
 
-/// The counters of concerts without leaderboards, and with nothing to be pruned.
+/// The concert counters without leaderboards and without prunable counters.
 const LEADERBOARDLESS: Schema = Schema::new(&[
     C::ARTIST_SHOWS.table(),
     C::ARTIST_UPCOMING_SHOWS.table(),
@@ -1024,8 +1025,8 @@ const LEADERBOARDLESS: Schema = Schema::new(&[
     Trend::<i64>::WEEK.artists.table(),
 ]);
 
-/// In the schema's order, and in key order: so that two writers on a server's tables never wait for
-/// each other in a circle.
+/// Totals are written in the schema's order, then in key order, so that two writers on a server
+/// never deadlock.
 #[test]
 fn totals_are_written_in_schema_and_key_order() {
     let mut conn = database();
@@ -1043,7 +1044,7 @@ fn totals_are_written_in_schema_and_key_order() {
         ));
     }
     let applied = store(&conn).apply(&mut batch.clone()).unwrap();
-    // Votes and three trends of five shows, and of as many artists, have climbed.
+    // Votes and three trends propagated to five shows and five artists.
     assert_eq!(applied.totals, batch.len() as u64 + 2 * 4 * 5);
     let mut tables: Vec<String> = trace
         .take()
@@ -1125,8 +1126,8 @@ fn assert_overflow(
     assert!(text.contains(wanted_counter.id().name()) && text.contains(wanted_key), "{text}");
 }
 
-/// The same batch, refused in a transaction that goes on and commits, and outside one.
-fn refused(stored: i64, delta: i64, before_it: &[(i64, i64)]) {
+/// Checks that a batch is refused, both in a transaction that goes on and commits, and outside one.
+fn check_refused(stored: i64, delta: i64, before_it: &[(i64, i64)]) {
     for in_transaction in [true, false] {
         let conn = three();
         let mut start = Batch::new();
@@ -1168,7 +1169,7 @@ fn refused(stored: i64, delta: i64, before_it: &[(i64, i64)]) {
 }
 
 #[test]
-fn a_total_beyond_64_bits_is_refused_with_the_whole_batch_and_the_transaction_goes_on() {
+fn total_beyond_64_bits_refuses_the_batch_and_the_transaction_goes_on() {
     for (stored, delta) in [
         (i64::MAX, 1),
         (i64::MAX, i64::MAX),
@@ -1178,15 +1179,15 @@ fn a_total_beyond_64_bits_is_refused_with_the_whole_batch_and_the_transaction_go
         (-1, i64::MIN),
         (i64::MIN + 4, -5),
     ] {
-        refused(stored, delta, &[]);
-        refused(stored, delta, &[(1, 1), (2, -7)]);
-        // A delta without an opposite of 64 bits, done before the one that fails.
-        refused(stored, delta, &[(1, i64::MIN), (2, i64::MAX - 3), (3, 1)]);
+        check_refused(stored, delta, &[]);
+        check_refused(stored, delta, &[(1, 1), (2, -7)]);
+        // A delta whose negation exceeds 64 bits is applied before the delta that fails.
+        check_refused(stored, delta, &[(1, i64::MIN), (2, i64::MAX - 3), (3, 1)]);
     }
 }
 
 #[test]
-fn in_memory_too_a_total_beyond_64_bits_is_refused_with_the_whole_batch() {
+fn in_memory_total_beyond_64_bits_refuses_the_batch() {
     for (stored, delta) in [(i64::MAX, 1), (i64::MIN, -1), (-1, i64::MIN), (1, i64::MAX)] {
         let mut store = MemoryStore::new(&THREE);
         let mut start = Batch::new();
@@ -1222,7 +1223,7 @@ fn a_coalesced_delta_beyond_64_bits_is_refused_before_anything_is_written() {
         assert_eq!(trace.take(), Vec::<String>::new());
         assert_eq!(all(&conn), All::default());
     }
-    // And back again before it is applied.
+    // A sum that returns to 64 bits before the batch is applied is accepted.
     let conn = three();
     let mut batch = Batch::new();
     for amount in [i64::MAX, i64::MAX, -i64::MAX] {
@@ -1246,7 +1247,7 @@ fn totals_reach_both_ends_of_64_bits_and_come_back() {
     }
 }
 
-/// Outside a transaction of the caller's, a batch is one of its own: whole or not at all, also for
+/// Outside a transaction, a batch is applied in its own transaction: whole or not at all, also for
 /// other connections.
 #[test]
 fn apply_outside_a_transaction_is_atomic() {
@@ -1276,7 +1277,7 @@ impl Record for Payment {
 }
 
 #[test]
-fn totals_below_zero_are_kept_and_reported_where_they_are_wrong() {
+fn negative_totals_are_kept_and_reported_as_drift_if_wrong() {
     let conn = three();
     conn.execute_batch(
         "CREATE TABLE payments (account INTEGER, cents INTEGER); CREATE INDEX by_account ON payments (account)",
@@ -1318,7 +1319,7 @@ fn totals_below_zero_are_kept_and_reported_where_they_are_wrong() {
     assert_eq!(all(&conn).0, [(1, -25), (2, 8)]);
 }
 
-/// Drives the two counters that have no rows here.
+/// The record of the two counters that have no rows here.
 struct Nothing;
 
 impl Record for Nothing {
@@ -1330,7 +1331,8 @@ const TAG_POSTS: Counter<i64> = Counter::new("tag.posts");
 const POST_TAGS: Counter<i64> = Counter::new("post.tags");
 const TAGS: Schema = Schema::new(&[TAG_USES.table(), TAG_POSTS.table()]);
 
-/// Its `tally` adds to its own counter; to one that posts add to; or to one that no store has.
+/// A record whose `tally` adds to its own counter, to one that posts add to, or to one that no
+/// store has.
 #[derive(Clone, Copy)]
 enum Use {
     Own,
@@ -1365,7 +1367,7 @@ impl<T: AsRef<str>> Record for Titled<T> {
     }
 }
 
-/// Stands for posts.
+/// A record that tallies as the post that it wraps.
 struct Draft(Post);
 
 impl Record for Draft {
@@ -1374,8 +1376,8 @@ impl Record for Draft {
     }
 }
 
-/// A recount sums the rows of one type. So what another type adds to its counter is drift with
-/// every hook, which each repair takes away again.
+/// A recount sums the rows of one record type. If another type added to the same counter, each hook
+/// would cause drift, and each repair would remove it again.
 #[test]
 fn tallies_of_two_record_types_on_one_counter_are_refused_with_both_names() {
     let (memory, conn) = (MemoryStore::new(&TAGS), Connection::open_in_memory().unwrap());
@@ -1384,7 +1386,7 @@ fn tallies_of_two_record_types_on_one_counter_are_refused_with_both_names() {
     let mut inserted = Batch::new();
     inserted.insert(&Post);
     inserted.insert(&Use::OfAnother);
-    // What the batch holds of it beside, and that it comes to nothing, changes nothing.
+    // Other deltas of the same total do not help, nor does a sum of 0.
     let mut undone = Batch::new();
     undone.add(TAG_POSTS, 7, 5);
     undone.insert(&Use::Own);
@@ -1393,7 +1395,7 @@ fn tallies_of_two_record_types_on_one_counter_are_refused_with_both_names() {
     undone.insert(&[&Post][..]);
     undone.delete(&Some(Post));
     undone.add(TAG_POSTS, 7, -5);
-    // Each savepoint is right by itself.
+    // Each batch alone is valid; their merge is not.
     let (mut released, mut savepoint) = (Batch::new(), Batch::new());
     released.insert(&Draft(Post));
     savepoint.insert(&Use::OfAnother);
@@ -1439,8 +1441,8 @@ fn tallies_of_two_record_types_on_one_counter_are_refused_with_both_names() {
     batch.insert(&Post);
     batch.insert(&Use::OfAnother);
     batch.clear();
-    // What is added by hand is nobody's, and a record may add to it too. Wrappers are what they
-    // wrap.
+    // A counter that is added to by hand belongs to no record type, so a record may add to it too.
+    // A wrapper counts as the type that it wraps.
     batch.add(TAG_POSTS, 7, 1);
     batch.add(TAG_USES, 7, 1);
     batch.insert(&&Use::Own);
@@ -1467,10 +1469,10 @@ impl<S: Store> Apply for S {
     }
 }
 
-/// A writer that uses one batch again: what it held before was told once more, where nothing came
-/// since.
+/// A writer reused one batch. If it added nothing since, the result reported the earlier deltas
+/// once more.
 #[test]
-fn a_batch_that_is_applied_again_with_nothing_in_it_tells_nothing() {
+fn reused_batch_without_new_deltas_reports_none() {
     const VOTES: Counter<i64> = Counter::new("votes");
     const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("link");
     const SUM: Counter<i64> = Counter::new("sum").sum_of(VOTES, MEMBERSHIP);

@@ -1,24 +1,24 @@
-//! A disk that fails at any write of what a SQLite file has: in its log, in its journal, in itself.
-//! Each error says what became of the call; what nobody knows the outcome of is delivered again
-//! with the same offset, and ends applied once.
+//! A disk that fails at any write of SQLite: to its log, to its journal, or to the database file.
+//! Each error says what became of the call. A call of unknown outcome is delivered again with the
+//! same offset, and is applied once.
 
 use std::fs;
 use std::path::Path;
 
-use crate::support::crash::child::{Phase, Running, limited, words};
+use crate::support::crash::child::{Phase, Running, command_with_file_limit, words};
 use crate::support::crash::writer::{FEED, Failure, Writer};
 use crate::support::crash::{
     Hits, Journal, Model, Random, Site, Totals, assert_exact, check_writer, drift, offsets, repair,
     rounds, settle,
 };
-use crate::support::test_of;
+use crate::support::full_test_name;
 use keepcount::{Error, Recovery};
 use rusqlite::ErrorCode;
 
-/// How many children fail, where nobody says.
+/// The default number of children whose disk fails.
 const ROUNDS: u64 = 12;
 
-/// What a process of its own runs, whose files are limited.
+/// Body of the child process, whose file sizes are limited.
 #[test]
 fn a_child_whose_files_are_limited() {
     let Some(words) = words() else { return };
@@ -32,9 +32,10 @@ fn a_child_whose_files_are_limited() {
     fs::write(starved.dir.join("hits"), starved.hits.join("\n")).unwrap();
 }
 
-/// Half of them say that what is beside a write may be damaged by it: then a log goes on behind a
-/// commit, up to the next sector. Where that fails, so does the call, but the commit stands there,
-/// and counts for whoever reads the log after a crash.
+/// Opens a writer, for half of the seeds with `psow=0`: a write may then damage what is beside it.
+/// So SQLite pads the log after a commit, up to the next sector. If the padding fails, the call
+/// fails too, but the commit is in the log and counts for a process that reads the log after a
+/// crash.
 fn start(dir: &Path, seed: u64) -> rusqlite::Result<Writer> {
     Writer::start_at(
         format!("file:{}/site.db?psow={}", dir.display(), seed % 2).into(),
@@ -44,7 +45,7 @@ fn start(dir: &Path, seed: u64) -> rusqlite::Result<Writer> {
     )
 }
 
-/// Ends at the first error as if it were killed: nothing is closed.
+/// Applies until the first error, and then ends as if the process were killed: nothing is closed.
 fn apply_until_it_fails(dir: &Path, seed: u64) {
     let mut writer = start(dir, seed).unwrap();
     writer.conn.execute_batch("PRAGMA wal_autocheckpoint = 0").unwrap();
@@ -53,23 +54,23 @@ fn apply_until_it_fails(dir: &Path, seed: u64) {
     std::mem::forget(writer);
 }
 
-/// A writer, and repairs of drift that it plants, while writing fails every so often.
+/// A writer that also plants drift and repairs it, while some of its writes fail.
 struct Starved<'a> {
     dir: &'a Path,
-    /// What each error was.
+    /// A description of each error.
     hits: Vec<String>,
     off: Totals,
 }
 
 impl Starved<'_> {
-    /// Works for a while, or until not even reading is possible.
+    /// Works for a while, or until even reads fail.
     fn work(&mut self, seed: u64) {
         let Ok(mut writer) = start(self.dir, seed) else { return self.hit("opening") };
         for _ in 0..40 {
             let turned =
                 if writer.random.below(5) == 0 { self.repair(&mut writer) } else { writer.turn() };
             let Err(failure) = turned else { continue };
-            let operation = judge(&writer, &failure);
+            let operation = assert_error_is_true(&writer, &failure);
             self.hit(&operation);
             if writer.random.below(4) == 0 {
                 // The process ends here, and closes nothing.
@@ -93,7 +94,7 @@ impl Starved<'_> {
         self.hits.push(what.to_owned());
     }
 
-    /// Breaks a total, and repairs.
+    /// Damages a total, and repairs it.
     fn repair(&mut self, writer: &mut Writer) -> std::result::Result<(), Failure> {
         writer.told.at(Phase::Between);
         let one =
@@ -111,10 +112,11 @@ impl Starved<'_> {
     }
 }
 
-/// What an error says is what became of the call. A read may end the caller's transaction too:
-/// pages that the transaction has changed are written to make room for what it reads. Where that
-/// failed, the error was an ordinary one, and whoever went on wrote without a transaction.
-fn judge(writer: &Writer, failure: &Failure) -> String {
+/// Asserts that an error says what became of the call, and returns a description. A read may end
+/// the caller's transaction too: SQLite writes changed pages to make room for what it reads. If
+/// that write failed, the error used to be an ordinary one, and a caller that continued wrote
+/// without a transaction.
+fn assert_error_is_true(writer: &Writer, failure: &Failure) -> String {
     let phase = writer.told.phase();
     let says = match failure {
         Failure::Driver(error) => {
@@ -156,7 +158,7 @@ fn judge(writer: &Writer, failure: &Failure) -> String {
     format!("{phase:?}: {says}")
 }
 
-fn disks_that_fail(journal: Journal) {
+fn run_on_failing_disks(journal: Journal) {
     let rounds = rounds(ROUNDS);
     let (mut random, mut hits, mut unknown) = (Random(70 + journal as u64), Hits::default(), 0);
     for round in 0..rounds {
@@ -165,14 +167,14 @@ fn disks_that_fail(journal: Journal) {
         writer.conn.execute_batch("PRAGMA synchronous = OFF").unwrap();
         (0..10 + random.below(60)).for_each(|_| writer.turn().unwrap());
         drop(writer);
-        // From what a log needs that is often taken into the file, to about as much as the file
-        // will have.
+        // The limit is between what a log needs that is often checkpointed, and about the final
+        // size of the file.
         let half_pages = fs::metadata(site.path()).unwrap().len() / 512;
         let blocks = 66
             + random.below(if journal == Journal::Wal && round % 2 == 0 { 60 } else { half_pages });
         let seed = random.below(1_u64 << 40).to_string();
-        Running::start(limited(
-            &test_of(module_path!(), "a_child_whose_files_are_limited"),
+        Running::start(command_with_file_limit(
+            &full_test_name(module_path!(), "a_child_whose_files_are_limited"),
             &["all", &seed],
             site.dir.path(),
             blocks,
@@ -186,7 +188,7 @@ fn disks_that_fail(journal: Journal) {
         unknown += u64::from(check_writer(&conn, &site, 1, &mut model).contains("committed"));
         model.assert_in(&conn);
         settle(&conn);
-        // What nobody knows the outcome of is delivered again, with the same offsets.
+        // Calls of unknown outcome are delivered again, with the same offsets.
         let mut writer = Writer::start(site.dir.path(), 1, round).unwrap();
         (0..12).for_each(|_| writer.turn().unwrap());
         check_writer(&conn, &site, 1, &mut model);
@@ -202,25 +204,25 @@ fn disks_that_fail(journal: Journal) {
 }
 
 #[test]
-fn a_disk_that_fails_under_a_log_leaves_every_total_exact_or_says_so() {
-    disks_that_fail(Journal::Wal);
+fn failing_disk_with_a_log_leaves_totals_exact_or_says_so() {
+    run_on_failing_disks(Journal::Wal);
 }
 
 #[test]
-fn a_disk_that_fails_under_a_journal_leaves_every_total_exact_or_says_so() {
-    disks_that_fail(Journal::Delete);
+fn failing_disk_with_a_journal_leaves_totals_exact_or_says_so() {
+    run_on_failing_disks(Journal::Delete);
 }
 
-/// The limit moves on by half a page, so that it falls before a commit in the log, into it, and
-/// behind it.
+/// The limit moves by half a page from child to child, so that it falls before, within and after a
+/// commit in the log.
 #[test]
-fn a_commit_that_failed_may_stand_and_is_delivered_again_with_its_offset() {
+fn failed_commit_may_stand_and_counts_once_when_delivered_again() {
     let (mut stands, mut gone) = (0, 0);
     for blocks in 70..100 {
         let site = Site::new(Journal::Wal);
         let words = ["alone", "0"];
-        Running::start(limited(
-            &test_of(module_path!(), "a_child_whose_files_are_limited"),
+        Running::start(command_with_file_limit(
+            &full_test_name(module_path!(), "a_child_whose_files_are_limited"),
             &words,
             site.dir.path(),
             blocks,
@@ -232,7 +234,7 @@ fn a_commit_that_failed_may_stand_and_is_delivered_again_with_its_offset() {
         assert_exact(&conn);
         let mut writer = Writer::start(site.dir.path(), 1, 0).unwrap();
         let tried = writer.told.tried(FEED);
-        assert!(tried > writer.told.known(FEED), "its outcome is not known");
+        assert!(tried > writer.told.known(FEED), "the outcome of the last try is unknown");
         writer.totals_alone().unwrap();
         assert_eq!((writer.told.known(FEED), offsets(&conn, 1)[FEED]), (tried, tried));
         assert_exact(&conn);

@@ -1,20 +1,22 @@
-//! Processes killed at any moment of what they do to a SQLite file, with its journal in both modes
-//! and every commit on the disk: writers, repairs of planted drift beside a writer, and backfills
-//! beside one. After each kill, rows, totals of every level, offsets and leaderboards agree by a
-//! recount in plain SQL; then they go on. `just crash` runs thousands of rounds.
+//! Processes killed at any moment of their work on a SQLite file, in both journal modes, with every
+//! commit synced to disk: writers, repairs of planted drift beside a writer, and backfills beside
+//! one. After each kill, rows, totals of every level, offsets and leaderboards agree with a recount
+//! in plain SQL; then the work continues. `just crash` runs thousands of rounds.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use crate::support::crash::child::{Phase, Running, Told, command, now, unfinished, words};
-use crate::support::crash::writer::{Writer, told_by};
+use crate::support::crash::child::{
+    ChildProgress, Phase, Running, command, now, unfinished, words,
+};
+use crate::support::crash::writer::{Writer, progress_file};
 use crate::support::crash::{
     Hits, Journal, Model, Random, SCHEMA, SHOWS, Site, Totals, assert_exact, assert_ready_exact,
     audit, check_writer, drift, drift_inside, open, rounds,
 };
-use crate::support::test_of;
+use crate::support::full_test_name;
 use keepcount::SqliteStore;
 use keepcount::reconcile::audit::{
     Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, RepairRequest, Repaired,
@@ -22,16 +24,16 @@ use keepcount::reconcile::audit::{
 use keepcount::reconcile::{Audit, Mode, Options, Reconciler, Report, SystemRuntime, Token, run};
 use rusqlite::Connection;
 
-/// How many rounds of each test, where nobody says.
+/// The default number of rounds of each test.
 const ROUNDS: u64 = 20;
-/// From so many rounds on, every kind of moment must have been hit.
+/// A test of at least this many rounds must hit every kind of moment.
 const ROUNDS_MANY: u64 = 600;
-/// Rounds on one file; then comes a new one.
+/// Rounds on one file, before a new one is created.
 const ROUNDS_A_SITE: u64 = 30;
-/// What a child does until it ends by itself, where nobody kills it.
+/// The turns of a child that runs until it is killed.
 const FOR_EVER: u64 = 1_000_000;
 
-/// What a process of its own runs: this test, with what it is to do.
+/// Body of the child process, which does what its arguments say.
 #[test]
 fn a_child_that_is_killed() {
     let Some(words) = words() else { return };
@@ -39,8 +41,8 @@ fn a_child_that_is_killed() {
     let (seed, turns, dir) = (seed.parse().unwrap(), turns.parse().unwrap(), Path::new(dir));
     match role.as_str() {
         "write" => write(dir, who.parse().unwrap(), seed, turns, Duration::ZERO),
-        // Whoever waits for a lock looks for it every so often only; so that one is let in, another
-        // has to let go of it for a while.
+        // SQLite polls for a lock at intervals: a waiting process gets it only if the other one
+        // releases it for a while.
         "write-beside" => write(dir, who.parse().unwrap(), seed, turns, Duration::from_millis(3)),
         "repair" => reconcile(Mode::Repair, dir, seed, turns),
         _ => reconcile(Mode::Backfill, dir, seed, turns),
@@ -49,10 +51,11 @@ fn a_child_that_is_killed() {
 
 fn child(role: &str, who: i64, seed: u64, turns: u64, site: &Site) -> Running {
     let dir = site.dir.path();
-    let told = if role.starts_with("write") { told_by(dir, who) } else { reconciler_told(dir) };
-    Told::open(&told).at(Phase::Starting);
+    let told =
+        if role.starts_with("write") { progress_file(dir, who) } else { reconciler_told(dir) };
+    ChildProgress::open(&told).at(Phase::Starting);
     let words = [role, &who.to_string(), &seed.to_string(), &turns.to_string()];
-    Running::start(command(&test_of(module_path!(), "a_child_that_is_killed"), &words, dir))
+    Running::start(command(&full_test_name(module_path!(), "a_child_that_is_killed"), &words, dir))
 }
 
 fn write(dir: &Path, who: i64, seed: u64, turns: u64, rest: Duration) {
@@ -63,23 +66,23 @@ fn write(dir: &Path, who: i64, seed: u64, turns: u64, rest: Duration) {
     }
 }
 
-/// A moment of no more than `most`.
+/// A random duration, shorter than `most`.
 fn moment(random: &mut Random, most: Duration) -> Duration {
     Duration::from_micros(random.below(u64::try_from(most.as_micros()).unwrap()))
 }
 
-/// How long a child runs that nobody kills.
-fn whole(running: Running, since: std::time::Instant) -> Duration {
+/// Waits until a child ends by itself, and returns how long it took.
+fn finish_and_time(running: Running, since: std::time::Instant) -> Duration {
     running.finish();
     now() - since
 }
 
-fn writers_are_killed(journal: Journal, wanted: &[&str]) {
+fn kill_writers(journal: Journal, wanted: &[&str]) {
     let (rounds, mut random, mut hits) = (rounds(ROUNDS), Random(journal as u64), Hits::default());
     let mut takes = Duration::MAX;
     for seed in 0..3 {
         let (site, since) = (Site::new(journal), now());
-        takes = takes.min(whole(child("write", 1, seed, 30, &site), since));
+        takes = takes.min(finish_and_time(child("write", 1, seed, 30, &site), since));
         assert_exact(&site.open());
     }
     let (mut site, mut model, mut applied) = (Site::new(journal), Model::default(), 0);
@@ -109,7 +112,7 @@ fn writers_are_killed(journal: Journal, wanted: &[&str]) {
         assert_exact(&conn);
         model.assert_in(&conn);
     }
-    assert!(applied > rounds, "hardly anything was written: {applied} events in {rounds} rounds");
+    assert!(applied > rounds, "too few events were written: {applied} events in {rounds} rounds");
     let what = format!(
         "writers, {journal:?}, {applied} events, killed within {takes:.0?}, {rounds} rounds"
     );
@@ -129,22 +132,22 @@ const HIT_IN_WRITERS: [&str; 9] = [
 ];
 
 #[test]
-fn writers_that_are_killed_lose_nothing_and_leave_every_level_exact_with_a_log() {
+fn killed_writers_lose_nothing_and_leave_every_level_exact_with_a_log() {
     let more = ["Checkpoint", "Reopen", "a log without a commit at its end"];
-    writers_are_killed(Journal::Wal, &[&HIT_IN_WRITERS[..], &more].concat());
+    kill_writers(Journal::Wal, &[&HIT_IN_WRITERS[..], &more].concat());
 }
 
 #[test]
-fn writers_that_are_killed_lose_nothing_and_leave_every_level_exact_with_a_journal() {
-    writers_are_killed(Journal::Delete, &[&HIT_IN_WRITERS[..], &["a hot journal"]].concat());
+fn killed_writers_lose_nothing_and_leave_every_level_exact_with_a_journal() {
+    kill_writers(Journal::Delete, &[&HIT_IN_WRITERS[..], &["a hot journal"]].concat());
 }
 
 // Repairs.
 
-/// An audit that says what it is doing.
+/// An audit that records its current phase.
 struct Telling<'a, A> {
     audit: A,
-    told: &'a mut Told,
+    told: &'a mut ChildProgress,
 }
 
 impl<A: Audit> Audit for Telling<'_, A> {
@@ -185,12 +188,18 @@ fn token_in(dir: &Path) -> PathBuf {
     dir.join("token")
 }
 
-/// One leg of a run as a job does it: goes on from the token that is there, and leaves the next
-/// one, or none when it is complete.
-fn leg(mode: Mode, conn: &Connection, dir: &Path, told: &mut Told, options: Options) -> Report {
+/// One leg of a run, as a scheduled job does it: resumes from the token if there is one, and writes
+/// the next token, or removes the old one if the run is complete.
+fn leg(
+    mode: Mode,
+    conn: &Connection,
+    dir: &Path,
+    told: &mut ChildProgress,
+    options: Options,
+) -> Report {
     let token = fs::read_to_string(token_in(dir))
         .ok()
-        .map(|text| text.parse::<Token>().expect("a whole token"));
+        .map(|text| text.parse::<Token>().expect("the token is complete"));
     let audit = audit(conn).unwrap();
     let mut leg = match &token {
         Some(token) => Reconciler::resume(mode, &SCHEMA, token, options),
@@ -215,9 +224,9 @@ fn reconciler_told(dir: &Path) -> PathBuf {
     dir.join("reconciler.told")
 }
 
-/// Repairs or backfills in legs of some pages, so many times from the first key to the last.
+/// Repairs or backfills in legs of a few pages, `times` times from the first key to the last.
 fn reconcile(mode: Mode, dir: &Path, seed: u64, times: u64) {
-    let mut told = Told::open(&reconciler_told(dir));
+    let mut told = ChildProgress::open(&reconciler_told(dir));
     let (conn, mut random, mut complete) = (open(&dir.join("site.db")).unwrap(), Random(seed), 0);
     while complete < times {
         let report =
@@ -227,8 +236,8 @@ fn reconcile(mode: Mode, dir: &Path, seed: u64, times: u64) {
     }
 }
 
-/// Tables of totals whose drift is planted, with their key columns; all but the feed's, which no
-/// rows drive.
+/// Tables of totals in which drift is planted, with their key columns: all but the feed's, whose
+/// counter has no rows.
 const PLANTED: [(&str, &str); 7] = [
     ("setlist_votes", "key"),
     ("setlist_days", "key_1, key_2"),
@@ -239,8 +248,8 @@ const PLANTED: [(&str, &str); 7] = [
     ("artist_votes", "key"),
 ];
 
-/// Breaks some totals under the write lock, so that by how much each key is off afterwards is known
-/// exactly. Gives how many keys were repaired before.
+/// Damages some totals under the write lock, and records in `off` exactly how far each key is off.
+/// Returns how many keys were repaired before.
 fn plant(conn: &Connection, random: &mut Random, off: &mut Totals) -> usize {
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
     let repaired = check_drift(&drift_inside(conn).unwrap(), off);
@@ -270,20 +279,20 @@ fn plant(conn: &Connection, random: &mut Random, off: &mut Totals) -> usize {
     repaired
 }
 
-/// A key that was off is off by the same, or repaired; no other is off. Gives how many were
-/// repaired.
+/// Asserts that a key that was off is off by the same amount or repaired, and that no other key is
+/// off. Returns how many were repaired.
 #[track_caller]
 fn check_drift(found: &Totals, off: &mut Totals) -> usize {
     for (name, drift) in found {
-        assert_eq!(off.get(name), Some(drift), "{name:?} was repaired by half, or broken");
+        assert_eq!(off.get(name), Some(drift), "{name:?} was repaired in part, or damaged");
     }
     let repaired = off.len() - found.len();
     off.clone_from(found);
     repaired
 }
 
-/// A repairer beside a writer, of whom one or both are killed in each round.
-fn repairs_are_killed(journal: Journal, wanted: &[&str]) {
+/// Runs repairs beside a writer, and kills one or both in each round.
+fn kill_repairs(journal: Journal, wanted: &[&str]) {
     let (rounds, mut random, mut hits) =
         (rounds(ROUNDS), Random(40 + journal as u64), Hits::default());
     let (mut repaired, mut resumed) = (0, 0);
@@ -294,9 +303,9 @@ fn repairs_are_killed(journal: Journal, wanted: &[&str]) {
         let (conn, mut model, mut off) = (site.open(), Model::default(), Totals::new());
         repaired += plant(&conn, &mut random, &mut off);
         let since = now();
-        let takes = whole(child("repair", 0, 0, 1, &site), since);
+        let takes = finish_and_time(child("repair", 0, 0, 1, &site), since);
         repaired += check_drift(&drift(&conn).unwrap(), &mut off);
-        assert_eq!(off, Totals::new(), "a whole repair repairs all");
+        assert_eq!(off, Totals::new(), "a complete repair leaves no drift");
 
         let mut children =
             [("repair", 0), ("write-beside", 1)].map(|(role, who)| (role, who, None));
@@ -321,7 +330,7 @@ fn repairs_are_killed(journal: Journal, wanted: &[&str]) {
             }
             repaired += check_drift(&drift(&conn).unwrap(), &mut off);
             if dies & 1 == 1 {
-                let told = Told::open(&reconciler_told(dir));
+                let told = ChildProgress::open(&reconciler_told(dir));
                 hits.note(format!("repair: {:?}", told.phase()));
                 resumed += u64::from(token_in(dir).exists());
             }
@@ -332,12 +341,12 @@ fn repairs_are_killed(journal: Journal, wanted: &[&str]) {
         for (_, _, running) in &mut children {
             running.take().into_iter().for_each(Running::kill);
         }
-        // What the last token has behind it is repaired by the run after.
-        let mut told = Told::open(&reconciler_told(dir));
+        // Drift before the position of the last token is repaired by the run after it.
+        let mut told = ChildProgress::open(&reconciler_told(dir));
         (0..3).for_each(|_| drop(leg(Mode::Repair, &conn, dir, &mut told, Options::default())));
         repaired += check_drift(&drift(&conn).unwrap(), &mut off);
         assert_eq!(off, Totals::new());
-        // What was planted behind the hooks' back is not on the leaderboard, or still is.
+        // Planted drift bypassed the hooks: the leaderboard lacks it, or still lists it.
         SqliteStore::new(&conn, &SCHEMA).rebuild(SHOWS).unwrap();
         hits.note(check_writer(&conn, &site, 1, &mut model));
         assert_exact(&conn);
@@ -352,7 +361,7 @@ fn repairs_are_killed(journal: Journal, wanted: &[&str]) {
 
 const HIT_IN_REPAIRS: [&str; 8] = [
     "repair: Starting",
-    "repair: Measure",
+    "repair: Compare",
     "repair: Repair",
     "repair: Token",
     "Apply",
@@ -362,32 +371,32 @@ const HIT_IN_REPAIRS: [&str; 8] = [
 ];
 
 #[test]
-fn repairs_that_are_killed_beside_a_writer_leave_each_total_as_it_was_or_right_with_a_log() {
-    repairs_are_killed(Journal::Wal, &HIT_IN_REPAIRS);
+fn killed_repairs_beside_a_writer_leave_totals_unchanged_or_exact_with_a_log() {
+    kill_repairs(Journal::Wal, &HIT_IN_REPAIRS);
 }
 
 #[test]
-fn repairs_that_are_killed_beside_a_writer_leave_each_total_as_it_was_or_right_with_a_journal() {
-    repairs_are_killed(Journal::Delete, &HIT_IN_REPAIRS);
+fn killed_repairs_beside_a_writer_leave_totals_unchanged_or_exact_with_a_journal() {
+    kill_repairs(Journal::Delete, &HIT_IN_REPAIRS);
 }
 
 // Backfills.
 
-/// The rows of the older application, as many events as its writer wrote.
+/// The number of events that the older application wrote.
 const OLDER: u64 = 700;
 
-/// A backfill beside a writer, killed over and over until every counter is ready; in each round the
-/// writer may be killed too.
-fn backfills_are_killed(journal: Journal, wanted: &[&str]) {
+/// Runs a backfill beside a writer, and kills it again and again until every counter is ready. In
+/// each round the writer may be killed too.
+fn kill_backfills(journal: Journal, wanted: &[&str]) {
     let (rounds, mut random, mut hits) =
         (rounds(ROUNDS), Random(90 + journal as u64), Hits::default());
     let (mut round, mut sites, mut resumed) = (0, 0, 0);
     while round < rounds {
         let site = Site::pending_backfill(journal, OLDER);
         let (dir, conn, mut model) = (site.dir.path(), site.open(), Model::default());
-        model.go_on(2, OLDER);
-        // A counter under a rollup is filled first; what climbs from it keeps the rollup as far off
-        // as it was, which is not at all.
+        model.apply_up_to(2, OLDER);
+        // Counters below a rollup are backfilled first. Each repair adds its correction to the
+        // rollup too, so the rollup stays as far off as it was, which is not at all.
         let mut off = drift(&conn).unwrap();
         assert!(
             off.len() > 100
@@ -398,13 +407,13 @@ fn backfills_are_killed(journal: Journal, wanted: &[&str]) {
         let takes = {
             let twin = Site::pending_backfill(journal, OLDER);
             let since = now();
-            whole(child("backfill", 0, 0, 1, &twin), since)
+            finish_and_time(child("backfill", 0, 0, 1, &twin), since)
         };
         let (mut ready, mut writer) = (0, None);
-        // All but the feed's, which has no rows.
+        // All counters but the feed's, which has no rows.
         while ready < SCHEMA.counters().len() - 1 {
             round += 1;
-            assert!(round < rounds + 1_000, "no end of it: {ready} are ready");
+            assert!(round < rounds + 1_000, "the backfill does not end: {ready} are ready");
             let filler = child("backfill", 0, random.below(1 << 40), FOR_EVER, &site);
             let written = writer.take().unwrap_or_else(|| {
                 child("write-beside", 1, random.below(1 << 40), FOR_EVER, &site)
@@ -419,23 +428,26 @@ fn backfills_are_killed(journal: Journal, wanted: &[&str]) {
             }
             check_drift(&drift(&conn).unwrap(), &mut off);
             let now_ready = assert_ready_exact(&conn);
-            assert!(now_ready >= ready, "what was ready is not any more");
+            assert!(now_ready >= ready, "a ready counter became unready");
             ready = now_ready;
             if dies {
                 hits.note(check_writer(&conn, &site, 1, &mut model));
             }
-            hits.note(format!("backfill: {:?}", Told::open(&reconciler_told(dir)).phase()));
+            hits.note(format!(
+                "backfill: {:?}",
+                ChildProgress::open(&reconciler_told(dir)).phase()
+            ));
             resumed += u64::from(token_in(dir).exists());
         }
         writer.into_iter().for_each(Running::kill);
-        assert_eq!(off, Totals::new(), "ready, and something is off");
+        assert_eq!(off, Totals::new(), "all are ready, and there is drift");
         SqliteStore::new(&conn, &SCHEMA).rebuild(SHOWS).unwrap();
         hits.note(check_writer(&conn, &site, 1, &mut model));
         assert_exact(&conn);
         model.assert_in(&conn);
         sites += 1;
     }
-    assert!(resumed > 0, "no backfill had to go on from a token");
+    assert!(resumed > 0, "no backfill resumed from a token");
     let what = format!(
         "backfills, {journal:?}, {sites} made ready, {resumed} resumed from a token, {round} rounds"
     );
@@ -444,18 +456,18 @@ fn backfills_are_killed(journal: Journal, wanted: &[&str]) {
 
 const HIT_IN_BACKFILLS: [&str; 5] = [
     "backfill: Starting",
-    "backfill: Measure",
+    "backfill: Compare",
     "backfill: Repair",
     "backfill: Ready",
     "backfill: Token",
 ];
 
 #[test]
-fn backfills_that_are_killed_beside_a_writer_go_on_and_make_ready_what_is_exact_with_a_log() {
-    backfills_are_killed(Journal::Wal, &HIT_IN_BACKFILLS);
+fn killed_backfills_beside_a_writer_resume_until_ready_and_exact_with_a_log() {
+    kill_backfills(Journal::Wal, &HIT_IN_BACKFILLS);
 }
 
 #[test]
-fn backfills_that_are_killed_beside_a_writer_go_on_and_make_ready_what_is_exact_with_a_journal() {
-    backfills_are_killed(Journal::Delete, &HIT_IN_BACKFILLS);
+fn killed_backfills_beside_a_writer_resume_until_ready_and_exact_with_a_journal() {
+    kill_backfills(Journal::Delete, &HIT_IN_BACKFILLS);
 }

@@ -1,5 +1,5 @@
-//! What fails beneath a store on SQLite: processes, disks, locks, files, statements that are
-//! stopped.
+//! Failures below a store on SQLite: killed processes, failing disks, locks, damaged files and
+//! interrupted statements.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 

@@ -1,6 +1,6 @@
-//! SQLite's own faults at every call that writes: somebody else's lock or commit, a full disk, a
-//! file that is read-only, moved or damaged. The error says what became of the call; nothing is
-//! half applied, nothing is lost, and once the fault is gone all goes on and is exact.
+//! SQLite errors at every call that writes: another connection's lock or commit, a full disk, a
+//! file that is read-only, moved or damaged. The error says what became of the call. Nothing is
+//! applied in part and nothing is lost; once the fault is gone, calls succeed and totals are exact.
 
 use std::fs;
 use std::ops::Range;
@@ -19,9 +19,9 @@ use keepcount::{
 };
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-// What is done while SQLite fails.
+// The calls.
 
-/// One thing that a store does, and the rows of the application that belong to it.
+/// One call of a store, and the rows of the application that belong to it.
 struct Call {
     /// What its errors name.
     names: &'static str,
@@ -74,18 +74,18 @@ const CALLS: [Call; 6] = [
             let keys = (0..MANY).map(KeyBuf::of::<i64>).collect();
             let repaired =
                 audit(conn)?.repair(&RepairRequest { counter: SETLIST_VOTES.id(), keys })?;
-            assert_eq!(repaired.corrected, 200, "each that is off");
+            assert_eq!(repaired.corrected, 200, "every wrong total");
             Ok(())
         },
         inside: false,
     },
 ];
 
-/// How many ids a crowd has, of shows with one setlist and vote each; enough for some pages of each
-/// table.
+/// The number of ids of a crowd. Each is a show with one setlist and one vote: enough for some
+/// pages of each table.
 const MANY: i64 = 200;
 
-/// Ids of a crowd of rows; those of writers begin behind.
+/// The ids of a crowd of rows. Those of writers begin after them.
 fn ids(crowd: i64) -> Range<i64> {
     crowd * MANY..(crowd + 1) * MANY
 }
@@ -138,8 +138,8 @@ const NEW_LEADERBOARD: Leaderboard<(i64, String)> =
 /// The schema of a newer application.
 const WIDER: Schema = Schema::new(&MORE).leaderboards(&[SHOWS.id(), NEW_LEADERBOARD.id()]);
 
-/// A file in which each call has much to do: a crowd whose totals are gone, a leaderboard without
-/// lines, votes of days that are to be pruned. No page is free.
+/// A database file in which each call has much to do: a crowd without totals, a leaderboard without
+/// lines, votes on days that are to be pruned. No page is free.
 fn ready_file() -> &'static [u8] {
     static FILE: OnceLock<Vec<u8>> = OnceLock::new();
     FILE.get_or_init(|| {
@@ -168,7 +168,7 @@ fn ready_site(journal: Journal) -> Site {
     site
 }
 
-/// A call that succeeds, with its rows.
+/// Makes a call with its rows, and asserts that it succeeds.
 #[track_caller]
 fn call(conn: &Connection, call: &Call, inside: bool) {
     if inside {
@@ -182,7 +182,7 @@ fn call(conn: &Connection, call: &Call, inside: bool) {
     }
 }
 
-/// Each call with its rows, alone and, where it may be, in the caller's transaction.
+/// Each call, on its own and, if it is allowed there, in the caller's transaction.
 fn calls() -> impl Iterator<Item = (&'static Call, bool)> {
     CALLS
         .iter()
@@ -198,7 +198,7 @@ fn assert_busy(error: &Error, call: &Call, says: &str) {
         "{error:?}"
     );
     assert!(text.contains(says), "{text}");
-    // What reads before it writes names what it reads.
+    // A call that reads before it writes names what it reads.
     assert!(
         text.contains(call.names) || text.contains("offset of stream") || text.contains("reading"),
         "{text}"
@@ -208,7 +208,7 @@ fn assert_busy(error: &Error, call: &Call, says: &str) {
 // Other connections.
 
 #[test]
-fn a_lock_of_somebody_else_refuses_every_call_and_a_repeat_succeeds() {
+fn lock_of_another_connection_refuses_every_call_and_a_repeat_succeeds() {
     let mut hits = Hits::default();
     for journal in [Journal::Wal, Journal::Delete] {
         for lock in ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"] {
@@ -222,7 +222,7 @@ fn a_lock_of_somebody_else_refuses_every_call_and_a_repeat_succeeds() {
                 }
                 assert_busy(&(it.run)(&conn).unwrap_err(), it, "is locked by another connection");
                 hits.note(format!("{journal:?}, {lock}"));
-                assert_eq!(conn.is_autocommit(), !inside, "a transaction of the caller stays");
+                assert_eq!(conn.is_autocommit(), !inside, "the caller's transaction stays");
                 if inside {
                     conn.execute_batch("ROLLBACK").unwrap();
                 }
@@ -238,9 +238,9 @@ fn a_lock_of_somebody_else_refuses_every_call_and_a_repeat_succeeds() {
     hits.end("busy", &[]);
 }
 
-/// With a journal, whoever commits waits for those who read.
+/// With a rollback journal, a commit waits for readers.
 #[test]
-fn a_reader_refuses_the_commit_of_every_call_and_a_repeat_succeeds() {
+fn reader_makes_the_commit_of_every_call_busy_and_a_repeat_succeeds() {
     let mut hits = Hits::default();
     for (it, inside) in calls() {
         let site = ready_site(Journal::Delete);
@@ -270,7 +270,7 @@ fn a_reader_refuses_the_commit_of_every_call_and_a_repeat_succeeds() {
 }
 
 #[test]
-fn a_transaction_that_was_overtaken_refuses_every_call_and_stays_until_it_is_rolled_back() {
+fn overtaken_transaction_refuses_every_call_until_it_is_rolled_back() {
     let mut hits = Hits::default();
     for (it, _) in calls().filter(|(_, inside)| *inside) {
         let site = ready_site(Journal::Wal);
@@ -301,9 +301,10 @@ fn allow_pages(conn: &Connection, pages: i64) {
     conn.query_row(&format!("PRAGMA max_page_count = {pages}"), (), |_| Ok(())).unwrap();
 }
 
-/// The disk has room for so many pages more, from none on to as many as the call needs.
+/// Makes a call on a disk with room for a few more pages: from none up to as many as the call
+/// needs.
 fn fill_the_disk(journal: Journal, it: &Call, inside: bool, hits: &mut Hits) {
-    // In steps that grow with the room, and smaller ones where rounds are asked for.
+    // The steps grow with the room. They are smaller if the environment sets the rounds.
     let part = if rounds(0) == 0 { 2 } else { 4 };
     let rooms = std::iter::successors(Some(0), |room| Some(room + 1 + room / part))
         .take_while(|room| *room < 100);
@@ -362,7 +363,7 @@ fn fill_the_disk(journal: Journal, it: &Call, inside: bool, hits: &mut Hits) {
 }
 
 #[test]
-fn a_full_disk_refuses_every_call_at_any_page_and_with_room_again_all_goes_on() {
+fn full_disk_at_any_page_refuses_every_call_and_a_repeat_with_room_succeeds() {
     let mut hits = Hits::default();
     for journal in [Journal::Wal, Journal::Delete] {
         for (it, inside) in calls() {
@@ -373,7 +374,7 @@ fn a_full_disk_refuses_every_call_at_any_page_and_with_room_again_all_goes_on() 
 }
 
 #[test]
-fn a_read_only_connection_refuses_every_call_and_verifies() {
+fn read_only_connection_refuses_every_call_and_can_verify() {
     let mut hits = Hits::default();
     for journal in [Journal::Wal, Journal::Delete] {
         let site = ready_site(journal);
@@ -411,10 +412,9 @@ fn a_read_only_connection_refuses_every_call_and_verifies() {
     hits.end("read-only", &[]);
 }
 
-/// A file that is gone, or that another has taken the place of, is noticed where a journal would be
-/// written beside the wrong one.
+/// SQLite notices a moved or replaced file where it would write a journal beside the wrong one.
 #[test]
-fn a_file_that_was_moved_away_refuses_every_call_and_the_one_in_its_place_is_left_alone() {
+fn moved_file_refuses_every_call_and_its_replacement_is_not_touched() {
     let mut hits = Hits::default();
     for replaced in [false, true] {
         for (it, inside) in calls() {
@@ -443,7 +443,7 @@ fn a_file_that_was_moved_away_refuses_every_call_and_the_one_in_its_place_is_lef
             assert_eq!(dump(&conn), before);
             assert_eq!(site.path().exists(), replaced);
             assert!(!replaced || fs::read(site.path()).unwrap() == ready_file());
-            // Moved back, it is as it was.
+            // Once the file is moved back, calls succeed.
             fs::rename(&aside, site.path()).unwrap();
             call(&conn, it, inside);
             settle(&conn);
@@ -456,7 +456,7 @@ fn a_file_that_was_moved_away_refuses_every_call_and_the_one_in_its_place_is_lef
 
 const DAMAGES: u64 = 20;
 
-/// Other bytes in some page of a table.
+/// Changes some bytes in a random page of a table.
 fn damage(site: &Site, table: &str, random: &mut Random) {
     let conn = site.open();
     let mut pages = conn.prepare("SELECT pageno FROM dbstat WHERE name = ?1").unwrap();
@@ -475,7 +475,7 @@ fn damage(site: &Site, table: &str, random: &mut Random) {
 }
 
 /// The tables of rollups that sum this one, directly or not.
-fn above(table: &str) -> &'static [&'static str] {
+fn rollups_above(table: &str) -> &'static [&'static str] {
     match table {
         "setlist_votes" => &["show_votes", "artist_votes"],
         "setlist_days" => &["show_days"],
@@ -486,7 +486,7 @@ fn above(table: &str) -> &'static [&'static str] {
 }
 
 #[test]
-fn damaged_totals_are_repaired_or_an_error_and_never_repaired_wrongly() {
+fn damaged_totals_are_repaired_exactly_or_reported_as_an_error() {
     let (mut random, mut hits) = (Random(8), Hits::default());
     for round in 0..rounds(DAMAGES) {
         let site = ready_site(Journal::Delete);
@@ -510,9 +510,10 @@ fn damaged_totals_are_repaired_or_an_error_and_never_repaired_wrongly() {
             assert_eq!(error.recovery(), Recovery::Permanent, "{found}: {error:?}");
         }
         if let (Ok(off), Ok(left)) = (off, drift(&conn)) {
-            // What sums a table that cannot be searched is as wrong as that one.
-            for (name, drift) in
-                left.iter().filter(|(name, _)| name.0 != table && !above(&table).contains(&name.0))
+            // Rollups over a table that cannot be searched are as wrong as that table.
+            for (name, drift) in left
+                .iter()
+                .filter(|(name, _)| name.0 != table && !rollups_above(&table).contains(&name.0))
             {
                 assert_eq!(
                     off.get(name),
@@ -521,7 +522,7 @@ fn damaged_totals_are_repaired_or_an_error_and_never_repaired_wrongly() {
                 );
             }
         }
-        // Made anew, it is as good as ever.
+        // A table that is created again works again.
         let made = "SELECT sql FROM sqlite_schema WHERE name = ?1";
         let made: String = conn.query_row(made, [&table], |row| row.get(0)).unwrap();
         if conn.execute_batch(&format!("BEGIN; DROP TABLE {table}; {made}; COMMIT")).is_ok() {

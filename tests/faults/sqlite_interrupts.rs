@@ -1,7 +1,6 @@
-//! Statements that are stopped: by a progress handler (the usual way to give a query a deadline) or
-//! by `sqlite3_interrupt`, at every moment at which SQLite looks, in every call. SQLite then
-//! returns an error also for statements whose effect stands; what a call says has to be true all
-//! the same.
+//! Interrupted statements: by a progress handler (the usual way to give a query a deadline) or by
+//! `sqlite3_interrupt`, at every step at which SQLite checks, in every call. SQLite can return an
+//! error for a statement whose effect stands; what a call reports must be true all the same.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,18 +22,18 @@ use rusqlite::hooks::Wal;
 use rusqlite::trace::{TraceEvent, TraceEventCodes};
 use tempfile::TempDir;
 
-// Who stops statements.
+// What stops statements.
 
-/// In which way a statement is stopped.
+/// How statements are stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// The handler stops one statement.
     Once,
-    /// It stops that one and all that follow.
+    /// The handler stops that statement and all that follow.
     On,
-    /// `sqlite3_interrupt` is called then: it stops all, until no statement runs any more.
+    /// The handler calls `sqlite3_interrupt`, which stops all statements until none runs any more.
     Flag,
-    /// Each time that it is asked so many times more.
+    /// The handler stops a statement whenever it was called that many times more.
     Each,
 }
 
@@ -45,12 +44,12 @@ struct Brake(Arc<Asked>);
 #[derive(Default)]
 struct Asked {
     times: AtomicU64,
-    /// Stops at this one; 0 is never.
+    /// The call at which it stops a statement; 0 is never.
     at: AtomicU64,
 }
 
 impl Brake {
-    /// SQLite asks it every so many operations.
+    /// Installs a handler, which SQLite calls after every `every` operations.
     fn on(conn: &mut Connection, way: Way, every: i32) -> Self {
         let brake = Self(Arc::default());
         let (asked, handle) = (Arc::clone(&brake.0), conn.get_interrupt_handle());
@@ -81,7 +80,8 @@ impl Brake {
         self.0.at.store(at, Ordering::Relaxed);
     }
 
-    /// Stops nothing any more; says whether it has stopped something, and how often it was asked.
+    /// Stops nothing any more. Returns whether it has stopped something, and how often it was
+    /// called.
     fn release(&self) -> (bool, u64) {
         let at = self.0.at.swap(0, Ordering::Relaxed);
         let times = self.0.times.load(Ordering::Relaxed);
@@ -89,28 +89,28 @@ impl Brake {
     }
 }
 
-// What is stopped.
+// The calls that are stopped.
 
-/// Arms the brake where what is stopped begins.
+/// A call. It arms the brake where the part begins that may be stopped.
 type Run<'a> = &'a dyn Fn(&Connection, &dyn Fn()) -> Result<()>;
 
-/// What is left of a call that an error came out of, in the caller's transaction.
+/// What a failed call leaves in the caller's transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rest {
     /// Nothing: the transaction may go on.
     Nothing,
-    /// The transaction is to be rolled back.
+    /// Part of the call: the transaction must be rolled back.
     Some,
-    /// It may not be called in one.
+    /// The call is not allowed in a transaction.
     Outside,
 }
 
 struct Call {
     name: &'static str,
-    /// Arms the brake where what is stopped begins.
+    /// Arms the brake where the part begins that may be stopped.
     run: fn(&Connection, &dyn Fn()) -> Result<()>,
     rest: Rest,
-    /// Whether an error comes out of it anyway.
+    /// Whether the call fails even if it is not stopped.
     fails: bool,
 }
 
@@ -150,7 +150,7 @@ const FEWER: [CounterSpec; 7] = [
 ];
 const NARROWER: Schema = Schema::new(&FEWER).leaderboards(&[SHOWS.id()]);
 
-/// A setlist that moves to another show, and a vote more.
+/// Moves a setlist to another show, and adds a vote.
 fn move_and_vote() -> Batch {
     let mut batch = Batch::new();
     batch.update(&Row::Setlist { id: 2, show: 1 }, &Row::Setlist { id: 2, show: 3 });
@@ -158,7 +158,7 @@ fn move_and_vote() -> Batch {
     batch
 }
 
-/// Calls of which all stands, or nothing.
+/// Calls that are applied whole or not at all.
 const WHOLE: [Call; 18] = [
     Call::new("apply", Rest::Nothing, |conn, arm| {
         let mut batch = Batch::new();
@@ -239,7 +239,7 @@ const WHOLE: [Call; 18] = [
             batch.merge(&mut move_and_vote());
             Ok(())
         });
-        // What is lost is its own transaction, of which nothing stays.
+        // The lost transaction is the call's own, and nothing of it stays.
         done.map_err(|error| match error {
             Error::TransactionLost { operation, cause } => Error::Database { operation, cause },
             other => other,
@@ -249,7 +249,7 @@ const WHOLE: [Call; 18] = [
         arm();
         SqliteStore::new(conn, &NARROWER).drop_counter("artist.votes")
     }),
-    Call::new("mend", Rest::Outside, |conn, arm| {
+    Call::new("repair", Rest::Outside, |conn, arm| {
         let keys = (0..5).map(KeyBuf::of::<i64>).collect();
         let mut audit = audit(conn)?;
         arm();
@@ -287,7 +287,7 @@ const WHOLE: [Call; 18] = [
     }),
 ];
 
-/// Calls that are several transactions.
+/// A run, which is several transactions.
 fn reconcile(conn: &Connection, mode: Mode, arm: &dyn Fn()) -> Result<()> {
     let mut audit = audit(conn)?;
     let mut reconciler =
@@ -298,8 +298,9 @@ fn reconcile(conn: &Connection, mode: Mode, arm: &dyn Fn()) -> Result<()> {
 
 // Files.
 
-/// Some rows and their totals, in few pages, with drift in two counters and a line of the
-/// leaderboard that is wrong; one counter is near the end of its range, another not ready.
+/// A database file with some rows and totals, in few pages: with drift in two counters, a wrong
+/// line of the leaderboard, a total to which `i64::MAX` cannot be added, and one counter that is
+/// not ready.
 fn ready_file(rows_first: bool) -> Vec<u8> {
     let site = if rows_first {
         Site::pending_backfill(Journal::Delete, 40)
@@ -353,7 +354,7 @@ fn ready_file(rows_first: bool) -> Vec<u8> {
 static READY: LazyLock<Vec<u8>> = LazyLock::new(|| ready_file(false));
 static PENDING_BACKFILL: LazyLock<Vec<u8>> = LazyLock::new(|| ready_file(true));
 
-/// A folder in which each point finds the file as it was.
+/// A folder in which the file is restored for each point.
 struct Place {
     dir: TempDir,
     journal: Journal,
@@ -371,7 +372,7 @@ impl Place {
         conn
     }
 
-    /// The connection that is stopped, and another that looks.
+    /// Restores the file. Returns the connection to stop, and another that observes it.
     fn renew(&self) -> (Connection, Connection) {
         for name in ["site.db-wal", "site.db-shm", "site.db-journal"] {
             let _ = fs::remove_file(self.dir.path().join(name));
@@ -401,9 +402,9 @@ struct Point {
     around: Around,
     /// Whether the application has a cursor open.
     cursor: bool,
-    /// How often SQLite asks: every so many operations.
+    /// The operations between two calls of the handler.
     every: i32,
-    /// Statements that the connection keeps.
+    /// The capacity of the connection's statement cache.
     cached: usize,
     pragma: &'static str,
 }
@@ -418,7 +419,7 @@ const PLAINLY: Point = Point {
 };
 
 impl Point {
-    /// Each way, with and without a cursor of the application.
+    /// Every way, with and without an open cursor of the application.
     fn all(around: Around) -> impl Iterator<Item = Self> {
         [Way::Once, Way::On, Way::Flag].into_iter().flat_map(move |way| {
             [false, true].map(|cursor| Self { way, around, cursor, ..PLAINLY })
@@ -445,8 +446,8 @@ impl Point {
         .unwrap();
     }
 
-    /// Runs a call that is stopped at some moment: its result, whether it came to that moment, and
-    /// how many there were.
+    /// Runs a call that is stopped at the moment `at`. Returns its result, whether it reached that
+    /// moment, and how many moments there were.
     fn run(&self, conn: &mut Connection, at: u64, call: Run<'_>) -> (Result<()>, bool, u64) {
         conn.set_prepared_statement_cache_capacity(self.cached);
         conn.execute_batch(self.pragma).unwrap();
@@ -465,21 +466,21 @@ impl Point {
     }
 }
 
-/// What is wrong at a point, if anything; else how it ended.
+/// How a call ended at a point, or what is wrong.
 type Says = std::result::Result<&'static str, String>;
 
 fn ensure(holds: bool, what: &str) -> std::result::Result<(), String> {
     if holds { Ok(()) } else { Err(what.to_owned()) }
 }
 
-/// Two dumps are the same.
-fn same(found: &[String], wanted: &[String], what: &str) -> std::result::Result<(), String> {
+/// Checks that two dumps are equal.
+fn ensure_same(found: &[String], wanted: &[String], what: &str) -> std::result::Result<(), String> {
     let lacks = wanted.iter().filter(|line| !found.contains(line)).collect::<Vec<_>>();
     let more = found.iter().filter(|line| !wanted.contains(line)).collect::<Vec<_>>();
     ensure(found == wanted, &format!("{what}: lacks {lacks:?}, has {more:?}"))
 }
 
-/// How points ended, by call.
+/// How the calls ended, by call.
 #[derive(Default)]
 struct Points {
     ended: BTreeMap<String, Hits>,
@@ -514,8 +515,7 @@ impl Points {
     }
 }
 
-/// What a call leaves when nobody stops it: before it, in the transaction around it, and after its
-/// end.
+/// Dumps of a call that is not stopped: before it, in the transaction around it, and after its end.
 struct Stages {
     before: Vec<String>,
     begun: Vec<String>,
@@ -535,28 +535,29 @@ impl Stages {
         Self { before, begun, after: dump(&other) }
     }
 
-    fn outside(&self, conn: &Connection, other: &Connection, done: &Result<()>) -> Says {
+    fn check_alone(&self, conn: &Connection, other: &Connection, done: &Result<()>) -> Says {
         ensure(conn.is_autocommit(), "a transaction was left behind")?;
         let found = dump(other);
         match done {
-            Ok(()) => same(&found, &self.after, "it is not there").map(|()| "done"),
+            Ok(()) => ensure_same(&found, &self.after, "its effect is missing").map(|()| "done"),
             Err(error) if error.recovery() == Recovery::Indeterminate && found == self.before => {
                 Ok("unknown, not there")
             }
             Err(error) if error.recovery() == Recovery::Indeterminate => {
-                same(&found, &self.after, "half of it is there").map(|()| "unknown, there")
+                ensure_same(&found, &self.after, "part of its effect is there")
+                    .map(|()| "unknown, there")
             }
             Err(error) => {
                 ensure(
                     !matches!(error, Error::TransactionLost { .. }),
-                    "it was its own transaction",
+                    "the lost transaction was its own",
                 )?;
-                same(&found, &self.before, "it is there").map(|()| "an error")
+                ensure_same(&found, &self.before, "its effect is there").map(|()| "an error")
             }
         }
     }
 
-    fn inside(
+    fn check_inside(
         &self,
         conn: &Connection,
         other: &Connection,
@@ -564,12 +565,12 @@ impl Stages {
         call: &Call,
         point: &Point,
     ) -> Says {
-        same(&dump(other), &self.before, "the caller's transaction was committed")?;
+        ensure_same(&dump(other), &self.before, "the caller's transaction was committed")?;
         match done {
             Ok(()) => {
                 ensure(!conn.is_autocommit(), "the transaction is gone")?;
                 point.commit(conn);
-                same(&dump(other), &self.after, "it is not there").map(|()| "done")
+                ensure_same(&dump(other), &self.after, "its effect is missing").map(|()| "done")
             }
             Err(error) if conn.is_autocommit() => {
                 let says = matches!(error, Error::TransactionLost { .. });
@@ -578,10 +579,10 @@ impl Stages {
             Err(error) => {
                 ensure(
                     !matches!(error, Error::TransactionLost { .. } | Error::Indeterminate { .. }),
-                    "it is still open",
+                    "the transaction is still open",
                 )?;
                 let left = if call.rest == Rest::Nothing {
-                    same(&dump(conn), &self.begun, "some of it is there")
+                    ensure_same(&dump(conn), &self.begun, "part of its effect is there")
                 } else {
                     Ok(())
                 };
@@ -592,11 +593,11 @@ impl Stages {
     }
 }
 
-/// At how many moments a call is stopped, where nobody says; one that has more is stopped here and
-/// there.
+/// The default number of moments at which a call is stopped. A call that has more is stopped at
+/// some of them.
 const MOMENTS: u64 = 8;
 
-/// The moments at which a call is stopped: every one, or others for each kind of point.
+/// The moments at which a call is stopped: all, or a selection that differs by kind of point.
 fn moments(call: Run<'_>, point: &Point, place: &Place) -> impl Iterator<Item = u64> + use<> {
     let most = std::env::var("KEEPCOUNT_MOMENTS").map_or(MOMENTS, |most| most.parse().unwrap());
     let (mut conn, _) = place.renew();
@@ -607,27 +608,27 @@ fn moments(call: Run<'_>, point: &Point, place: &Place) -> impl Iterator<Item = 
     (first..=all).filter(move |at| (at - first).is_multiple_of(step)).chain([all + 1])
 }
 
-/// Stops a call at every moment; at each, what it says is what became of it, and the connection
-/// works on.
+/// Stops a call at every moment. Checks that its result says what became of it, and that the
+/// connection still works.
 fn stop_everywhere(place: &Place, call: &Call, point: Point, points: &mut Points) {
     let stages = Stages::of(place, call, &point);
     for at in moments(&call.run, &point, place) {
         let (mut conn, other) = place.renew();
         let (done, reached, _) = point.run(&mut conn, at, &call.run);
         let says = if point.around == Around::Nothing {
-            stages.outside(&conn, &other, &done)
+            stages.check_alone(&conn, &other, &done)
         } else {
-            stages.inside(&conn, &other, &done, call, &point)
+            stages.check_inside(&conn, &other, &done, call, &point)
         };
-        let says = says.and_then(|says| goes_on(&conn, &other).map(|()| says));
+        let says = says.and_then(|says| ensure_usable(&conn, &other).map(|()| says));
         let context = format!("{}, {point:?}, stopped at {at}: {done:?}", call.name);
         points.note(call.name, point.around, says, &context);
-        assert!(reached || done.is_err() == call.fails, "{context}: nobody stopped it");
+        assert!(reached || done.is_err() == call.fails, "{context}: nothing stopped it");
     }
 }
 
-/// Whatever became of a call, the next one is applied, and others see it and may write.
-fn goes_on(conn: &Connection, other: &Connection) -> std::result::Result<(), String> {
+/// Checks that the next apply succeeds, and that others see it and may write.
+fn ensure_usable(conn: &Connection, other: &Connection) -> std::result::Result<(), String> {
     let mut batch = Batch::new();
     batch.add(FEED_SUM, 99, 1);
     SqliteStore::new(conn, &PLAIN)
@@ -635,14 +636,14 @@ fn goes_on(conn: &Connection, other: &Connection) -> std::result::Result<(), Str
         .map_err(|error| format!("the next apply: {error}"))?;
     let seen =
         other.query_row("SELECT sum(total) FROM feed_sum WHERE key = 99", (), |row| row.get(0));
-    ensure(seen == Ok(Some(1)), "what came next was applied, and is not there")?;
+    ensure(seen == Ok(Some(1)), "the next apply succeeded, and others do not see it")?;
     ensure(
         other.execute("INSERT INTO events VALUES ('other', 1)", ()) == Ok(1),
         "writers are refused",
     )
 }
 
-/// The points at which a call can be stopped so; a table is not dropped below a cursor.
+/// The points at which a call can be stopped. SQLite does not drop a table while a cursor is open.
 fn points_of(call: &Call, around: Around) -> impl Iterator<Item = Point> + use<> {
     let below_cursors = call.name != "forget";
     Point::all(around).filter(move |point| below_cursors || !point.cursor)
@@ -661,7 +662,7 @@ fn every_call_stopped_at_every_step_says_what_became_of_it() {
 }
 
 #[test]
-fn every_call_stopped_at_every_step_of_a_caller_s_transaction_says_what_became_of_it() {
+fn every_call_stopped_in_the_callers_transaction_says_what_became_of_it() {
     let mut points = Points::default();
     let place = Place::new(Journal::Wal, &READY);
     for call in WHOLE.iter().filter(|call| call.rest != Rest::Outside) {
@@ -674,8 +675,8 @@ fn every_call_stopped_at_every_step_of_a_caller_s_transaction_says_what_became_o
     points.end("the caller's transaction");
 }
 
-/// A handler is mostly asked every so many operations; what is not in the cache of statements is
-/// prepared, which is stopped too; a journal is another way to end a transaction; and with
+/// A handler is usually called after more than one operation. Statements outside the cache are
+/// prepared, which can be stopped too. A rollback journal ends transactions in another way. With
 /// `count_changes` each statement that writes returns a row, which the driver takes for an error.
 #[test]
 fn calls_stopped_under_other_settings_say_what_became_of_them() {
@@ -699,7 +700,7 @@ fn calls_stopped_under_other_settings_say_what_became_of_them() {
                     Point { way: Way::On, pragma, ..plainly },
                 ];
                 let may_be = call.rest != Rest::Outside || around == Around::Nothing;
-                // Some of it is enough of a journal.
+                // With a rollback journal, one of them is enough.
                 for point in others
                     .into_iter()
                     .skip(if journal == Journal::Wal { 0 } else { 6 })
@@ -713,8 +714,8 @@ fn calls_stopped_under_other_settings_say_what_became_of_them() {
     points.end("other settings");
 }
 
-/// Stops a run at every moment. It is several transactions: each stands or does not, and a token or
-/// a repeat goes on from there.
+/// Stops a run at every moment. A run is several transactions: each is applied whole or not at all,
+/// and a token or a repeat continues from there.
 fn stop_run_everywhere(name: &str, mode: Mode) {
     let mut points = Points::default();
     let place =
@@ -729,7 +730,7 @@ fn stop_run_everywhere(name: &str, mode: Mode) {
             let (mut conn, other) = place.renew();
             let (done, reached, _) = point.run(&mut conn, at, &call);
             let context = format!("{name}, {point:?}, stopped at {at}: {done:?}");
-            assert!(reached || done.is_ok(), "{context}: nobody stopped it");
+            assert!(reached || done.is_ok(), "{context}: nothing stopped it");
             let says = || {
                 ensure(conn.is_autocommit(), "a transaction was left behind")?;
                 let off = drift(&other).unwrap();
@@ -738,7 +739,7 @@ fn stop_run_everywhere(name: &str, mode: Mode) {
                     &format!("{off:?}"),
                 )?;
                 if mode == Mode::Verify {
-                    same(&dump(&other), &before, "it wrote")?;
+                    ensure_same(&dump(&other), &before, "the verify wrote")?;
                 }
                 if mode == Mode::Backfill {
                     assert_ready_exact(&other);
@@ -749,7 +750,8 @@ fn stop_run_everywhere(name: &str, mode: Mode) {
                     off.retain(|(table, _), _| *table != "feed_sum");
                     ensure(off == Totals::new(), &format!("not repaired: {off:?}"))?;
                 }
-                goes_on(&conn, &other).map(|()| if done.is_ok() { "done" } else { "an error" })
+                ensure_usable(&conn, &other)
+                    .map(|()| if done.is_ok() { "done" } else { "an error" })
             };
             points.note(name, point.around, says(), &context);
         }
@@ -763,7 +765,7 @@ fn verify_stopped_at_every_step_writes_nothing() {
 }
 
 #[test]
-fn repair_stopped_at_every_step_leaves_every_page_as_it_was_or_as_it_is_to_be() {
+fn repair_stopped_at_every_step_leaves_every_page_unchanged_or_repaired() {
     stop_run_everywhere("repair", Mode::Repair);
 }
 
@@ -772,13 +774,13 @@ fn backfill_stopped_at_every_step_is_not_ready_before_its_last_key() {
     stop_run_everywhere("backfill", Mode::Backfill);
 }
 
-// Stories.
+// Single cases.
 
-/// A BEGIN that was stopped when it had begun was taken for none: the next apply joined the
-/// transaction, said Ok, and was never committed. Of 20,000 that said so, another connection saw
-/// 13,300. A COMMIT that had committed was said to have done nothing.
+/// A BEGIN that was stopped after it had begun used to count as failed. The next apply joined that
+/// transaction, returned Ok, and was never committed: of 20,000 that returned Ok, another
+/// connection saw 13,300. A COMMIT that had committed was reported as having done nothing.
 #[test]
-fn what_is_applied_under_a_deadline_is_seen_by_others_as_often_as_it_says() {
+fn applies_under_a_deadline_are_visible_as_often_as_reported() {
     let place = Place::new(Journal::Wal, &READY);
     let (mut conn, other) = place.renew();
     let brake = Brake::on(&mut conn, Way::Each, 10);
@@ -802,8 +804,8 @@ fn what_is_applied_under_a_deadline_is_seen_by_others_as_often_as_it_says() {
     assert!(done > 100 && refused > 100);
 }
 
-/// What nobody knows the outcome of is delivered again with its offset, and counts once, wherever
-/// its commit was stopped.
+/// A call of unknown outcome is delivered again with its offset, and counts once, wherever its
+/// commit was stopped.
 #[test]
 fn an_unknown_commit_delivered_again_with_its_offset_counts_once() {
     let place = Place::new(Journal::Wal, &READY);
@@ -829,10 +831,10 @@ fn an_unknown_commit_delivered_again_with_its_offset_counts_once() {
     assert!(unknown > 0);
 }
 
-/// A WAL hook runs behind the commit, and its error comes out of COMMIT: a checkpoint of its own
-/// that met a reader made every commit "busy, try again".
+/// A WAL hook runs after the commit, and COMMIT returns its error. A hook whose checkpoint met a
+/// reader used to make every commit "busy, try again".
 #[test]
-fn a_commit_behind_which_a_wal_hook_fails_is_unknown() {
+fn commit_whose_wal_hook_fails_has_an_unknown_outcome() {
     let place = Place::new(Journal::Wal, &READY);
     let (mut conn, other) = place.renew();
     let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
@@ -849,8 +851,8 @@ fn a_commit_behind_which_a_wal_hook_fails_is_unknown() {
     );
 }
 
-/// Stops each statement of which `stops` says so.
-fn stop_those(conn: &mut Connection, stops: fn(&str) -> bool) {
+/// Stops each statement for which `stops` returns true.
+fn stop_statements(conn: &mut Connection, stops: fn(&str) -> bool) {
     let now = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&now);
     let note = move |event: TraceEvent<'_>| {
@@ -862,10 +864,10 @@ fn stop_those(conn: &mut Connection, stops: fn(&str) -> bool) {
     conn.progress_handler(1, Some(move || stopped.load(Ordering::Relaxed))).unwrap();
 }
 
-/// Only whoever looks which statement is running can stop each rollback: then the error says that
-/// the transaction is open, and who rolls it back goes on.
+/// Only a handler that knows which statement runs can stop every rollback. The error then says that
+/// the transaction is open, and the connection works after a rollback.
 #[test]
-fn a_transaction_that_cannot_be_rolled_back_is_said_to_be_open() {
+fn transaction_that_cannot_be_rolled_back_is_reported_open() {
     let place = Place::new(Journal::Wal, &READY);
     let (mut conn, other) = place.renew();
     let before = dump(&other);
@@ -876,7 +878,7 @@ fn a_transaction_that_cannot_be_rolled_back_is_said_to_be_open() {
         SqliteStore::new(conn, &PLAIN).apply(&mut batch).unwrap_err()
     };
     assert!(matches!(overflows(&conn), Error::Overflow { .. }));
-    stop_those(&mut conn, |text| text == "ROLLBACK");
+    stop_statements(&mut conn, |text| text == "ROLLBACK");
     let error = overflows(&conn);
     assert!(
         matches!(error, Error::TransactionOpen { .. }) && error.recovery() == Recovery::Permanent,
@@ -891,13 +893,13 @@ fn a_transaction_that_cannot_be_rolled_back_is_said_to_be_open() {
     conn.progress_handler(0, None::<fn() -> bool>).unwrap();
     conn.execute_batch("ROLLBACK").unwrap();
     assert_eq!(dump(&other), before);
-    goes_on(&conn, &other).unwrap();
+    ensure_usable(&conn, &other).unwrap();
 }
 
-/// A batch that failed in the caller's transaction is taken back; where that is stopped too, the
-/// transaction is rolled back, or said to be open.
+/// A batch that fails in the caller's transaction is undone. If that is stopped too, the
+/// transaction is rolled back, or reported open.
 #[test]
-fn a_batch_that_cannot_be_taken_back_takes_its_transaction_along_or_says_that_it_is_open() {
+fn batch_that_cannot_be_undone_loses_its_transaction_or_reports_it_open() {
     let reads_leaderboard: fn(&str) -> bool =
         |text| text.starts_with("SELECT") && text.contains("t.\"score\"");
     let rollback_too: fn(&str) -> bool =
@@ -906,7 +908,7 @@ fn a_batch_that_cannot_be_taken_back_takes_its_transaction_along_or_says_that_it
         let place = Place::new(Journal::Wal, &READY);
         let (mut conn, other) = place.renew();
         let before = dump(&other);
-        stop_those(&mut conn, stops);
+        stop_statements(&mut conn, stops);
         conn.execute_batch("BEGIN IMMEDIATE; INSERT INTO events VALUES ('around', 1)").unwrap();
         let error = SqliteStore::new(&conn, &SCHEMA).apply(&mut move_and_vote()).unwrap_err();
         assert_eq!(matches!(error, Error::TransactionOpen { .. }), open, "{error:?}");
@@ -917,11 +919,12 @@ fn a_batch_that_cannot_be_taken_back_takes_its_transaction_along_or_says_that_it
             conn.execute_batch("ROLLBACK").unwrap();
         }
         assert_eq!(dump(&other), before);
-        goes_on(&conn, &other).unwrap();
+        ensure_usable(&conn, &other).unwrap();
     }
 }
 
-/// Without a journal nothing is rolled back: what failed half stays, or damages the file.
+/// Without a journal SQLite cannot roll back: a write that failed in part stays, or damages the
+/// file.
 #[test]
 fn a_connection_without_a_journal_is_refused() {
     let place = Place::new(Journal::Delete, &READY);
@@ -934,7 +937,7 @@ fn a_connection_without_a_journal_is_refused() {
     {
         assert!(matches!(error, Error::InvalidUse { what: "journal_mode", .. }), "{error:?}");
     }
-    assert_eq!(dump(&other), before, "nothing is made");
+    assert_eq!(dump(&other), before, "no table is made");
     conn.query_row("PRAGMA journal_mode = MEMORY", (), |_| Ok(())).unwrap();
     store.create().unwrap();
 }

@@ -1,5 +1,5 @@
-//! What is told to metrics and tracing, and what never is: keys. Freshness over stopped runs and
-//! restarts; progress in virtual time.
+//! What metrics and tracing receive, and that they never receive keys. Freshness over stopped runs
+//! and restarts. Progress in virtual time.
 //!
 //! Needs the features `metrics` and `tracing`: `cargo test --all-features --test monitoring`.
 
@@ -39,7 +39,7 @@ const USER_VOTES: Counter<String> = Counter::new("user.votes");
 const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
 const SCHEMA: Schema = Schema::new(&[USER_VOTES.table(), SHOW_VOTES.table()]);
 
-/// In every key of the first tests, and in nothing else.
+/// Part of every key in the tests of metrics and events, and of nothing else.
 const SECRET: &str = "7340033";
 
 struct Vote {
@@ -74,7 +74,7 @@ fn repair(audit: &mut impl Audit) -> Report {
     run_whole(Mode::Repair, &SCHEMA, Options::default(), audit).unwrap()
 }
 
-// What a recorder and a subscriber are told.
+// The recorder and the subscriber.
 
 /// Everything that was recorded, each metric as `name{label="value"}`.
 #[derive(Debug, Default)]
@@ -106,7 +106,7 @@ impl Metrics {
         self.described.lock().unwrap().push(line);
     }
 
-    /// Every series with its value; of a histogram how many values there were.
+    /// Every series with its value. The value of a histogram is the number of its samples.
     fn lines(&self) -> Vec<String> {
         let mut lines: Vec<String> = Vec::new();
         for (name, count) in &*self.counts.lock().unwrap() {
@@ -158,9 +158,9 @@ impl Recorder for Metrics {
     }
 }
 
-/// Writes down every event as a line, with the span that it is in, for each thread apart. It is
-/// everybody's: tracing remembers for each place in the code whether anybody listens, and gets that
-/// wrong where threads of tests listen one by one.
+/// Writes every event as a line, with the span that contains it, to a log of each thread. There is
+/// one subscriber for the process: tracing caches for each call site whether a subscriber is
+/// interested, and caches wrong answers if each test thread sets its own.
 #[derive(Debug)]
 struct Events;
 
@@ -182,7 +182,7 @@ impl Events {
         Self::take();
     }
 
-    /// What this thread told since the last call.
+    /// Returns the events of this thread since the last call.
     fn take() -> Vec<String> {
         LOG.with_borrow_mut(|log| std::mem::take(&mut log.lines))
     }
@@ -242,18 +242,18 @@ impl Subscriber for Events {
     }
 }
 
-/// What `work` told metrics and tracing.
-fn watched<T>(work: impl FnOnce() -> T) -> (T, Metrics, Vec<String>) {
+/// Returns what `work` reported to metrics and tracing.
+fn observed<T>(work: impl FnOnce() -> T) -> (T, Metrics, Vec<String>) {
     Events::listen();
     let metrics = Metrics::default();
     let done = metrics::with_local_recorder(&metrics, work);
     (done, metrics, Events::take())
 }
 
-fn without_keys(metrics: &Metrics, events: &[String]) {
+fn assert_without_keys(metrics: &Metrics, events: &[String]) {
     let lines = metrics.lines();
     for line in lines.iter().chain(events) {
-        assert!(!line.contains(SECRET), "a key: {line}");
+        assert!(!line.contains(SECRET), "the line contains a key: {line}");
     }
 }
 
@@ -279,7 +279,7 @@ fn insert(conn: &Connection, votes: &[Vote]) -> Result<()> {
     SqliteStore::new(conn, &SCHEMA).apply(&mut batch).map(drop)
 }
 
-/// Votes, with how they count for users.
+/// The votes as a source, with the columns that count them for users.
 fn votes(of_users: Columns) -> SqliteRows<'static> {
     SqliteRows::of("votes", |row| Ok(Vote { user: row.get("user")?, show: row.get("show")? }))
         .key(USER_VOTES, of_users)
@@ -293,9 +293,9 @@ fn sqlite_audit(conn: &Connection) -> SqliteAudit<'_> {
 }
 
 #[test]
-fn a_run_in_sqlite_is_counted_by_counter_and_never_by_key() {
+fn sqlite_run_is_counted_by_counter_and_never_by_key() {
     let conn = database();
-    let ((), metrics, events) = watched(|| {
+    let ((), metrics, events) = observed(|| {
         insert(&conn, &[vote("ann", 1), vote("bob", 1), vote("cid", 2)]).unwrap();
         insert(&conn, &[vote("ann", 2)]).unwrap();
         insert(&conn, &[]).unwrap();
@@ -348,10 +348,10 @@ fn a_run_in_sqlite_is_counted_by_counter_and_never_by_key() {
             r"INFO reconcile{mode=verify} a run ended: outcome=complete pages=2 keys=5 rows=8 drift=0 corrected=0",
         ]
     );
-    without_keys(&metrics, &events);
+    assert_without_keys(&metrics, &events);
 }
 
-/// Setlists have votes, belong to shows, and shows have the sum.
+/// A setlist has votes and belongs to a show. The show's total is the sum over its setlists.
 const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
 const SETLIST_SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
 const SHOW_SUM: Counter<i64> = Counter::new("show.sum").sum_of(SETLIST_VOTES, SETLIST_SHOW);
@@ -363,8 +363,8 @@ const LEVELS: Schema = Schema::new(&[
 ]);
 
 #[test]
-fn batches_in_memory_are_counted_with_what_climbs_to_rollups() {
-    let ((), metrics, events) = watched(|| {
+fn memory_batches_are_counted_with_their_rollup_updates() {
+    let ((), metrics, events) = observed(|| {
         let store = MemoryStore::new(&LEVELS);
         let mut batch = Batch::new();
         batch.add(SETLIST_SHOW, (show(1), show(2)), 1);
@@ -387,19 +387,20 @@ fn batches_in_memory_are_counted_with_what_climbs_to_rollups() {
         ]
     );
     assert_eq!(events, [r#"TRACE a batch was applied: store="memory" totals=3 statements=0"#]);
-    without_keys(&metrics, &events);
+    assert_without_keys(&metrics, &events);
 }
 
-/// Through another library nothing was told: what the statements do is told as the store tells it.
+/// Batches that another library applied were not reported. Their statements are now reported as the
+/// store reports its own.
 #[test]
-fn a_batch_that_another_library_applied_is_told_as_the_store_tells_it() {
+fn batch_applied_by_another_library_is_reported_as_the_store_reports_it() {
     let mut batch = Batch::new();
     batch.add(SETLIST_SHOW, (show(1), show(2)), 1);
     batch.add(SETLIST_VOTES, show(1), 3);
     let applied = |by_store: bool| {
         let conn = Connection::open_in_memory().unwrap();
         SqliteStore::new(&conn, &LEVELS).create().unwrap();
-        watched(|| {
+        observed(|| {
             if by_store {
                 return drop(SqliteStore::new(&conn, &LEVELS).apply(&mut batch.clone()).unwrap());
             }
@@ -424,7 +425,7 @@ fn a_batch_that_another_library_applied_is_told_as_the_store_tells_it() {
     let ((), metrics, events) = applied(false);
     assert_eq!((metrics.lines(), &events), (wanted.lines(), &wanted_events));
     assert!(metrics.lines().len() == 5 && events.len() == 1, "{events:?}");
-    without_keys(&metrics, &events);
+    assert_without_keys(&metrics, &events);
 }
 
 struct Newer(i64);
@@ -437,11 +438,11 @@ impl Record for Newer {
 }
 
 #[test]
-fn a_backfill_is_told_by_full_names_and_says_what_is_ready() {
+fn backfill_reports_full_names_of_counters_and_which_became_ready() {
     const BOTH: Schema = Schema::new(&[SHOW_VOTES.table(), SHOW_VOTES.version(2).table()]);
     let rows = || [Newer(show(1)), Newer(show(2))];
     let mut store = MemoryStore::pending_backfill(&BOTH);
-    let ((), metrics, events) = watched(|| {
+    let ((), metrics, events) = observed(|| {
         let mut batch = Batch::new();
         batch.insert(&rows()[0]);
         store.apply(&mut batch).unwrap();
@@ -465,12 +466,12 @@ fn a_backfill_is_told_by_full_names_and_says_what_is_ready() {
             format!(r#"INFO reconcile{{mode=backfill}} a counter is ready: counter="{counter}""#);
         assert_eq!(events.iter().filter(|event| **event == ready).count(), 1, "{events:#?}");
     }
-    without_keys(&metrics, &events);
+    assert_without_keys(&metrics, &events);
 }
 
 #[test]
 fn every_single_delta_in_memory_is_counted_and_one_in_64_is_timed() {
-    let ((), metrics, _) = watched(|| {
+    let ((), metrics, _) = observed(|| {
         let store = MemoryStore::new(&LEVELS);
         let mut batch = Batch::new();
         batch.add(SHOW_VOTES, show(1), 1);
@@ -490,7 +491,7 @@ fn every_single_delta_in_memory_is_counted_and_one_in_64_is_timed() {
 
 #[test]
 fn batches_that_fail_are_not_counted() {
-    let ((), metrics, events) = watched(|| {
+    let ((), metrics, events) = observed(|| {
         let mut batch = Batch::new();
         batch.add(SHOW_VOTES, show(1), i64::MAX);
         batch.add(USER_VOTES, user("ann"), 1);
@@ -511,16 +512,16 @@ fn batches_that_fail_are_not_counted() {
     }
     assert_eq!(metrics.count(r#"keepcount_deltas_applied_total{counter="user.votes"}"#), 2);
     assert_eq!(events.len(), 2);
-    without_keys(&metrics, &events);
+    assert_without_keys(&metrics, &events);
 }
 
-/// On this thread alone, where metrics are taken down.
+/// Runs on this thread only, because the recorder is local to the thread.
 #[cfg(unix)]
 #[test]
 fn batches_in_postgresql_are_counted_once_for_their_events() {
     let Some(server) = support::postgres::shared() else { return };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let ((), metrics, events) = watched(|| {
+    let ((), metrics, events) = observed(|| {
         runtime.block_on(async {
             let mut client = support::postgres::connect(&server.database().await).await;
             let mut store = PostgresStore::new(&mut client, &SCHEMA);
@@ -550,12 +551,12 @@ fn batches_in_postgresql_are_counted_once_for_their_events() {
     assert_eq!(metrics.count(r#"keepcount_deltas_applied_total{counter="show.votes"}"#), 2);
     let applied = r#"TRACE a batch was applied: store="postgres" totals=1 statements=1"#;
     assert_eq!(events.iter().filter(|event| *event == applied).count(), 2, "{events:?}");
-    without_keys(&metrics, &events);
+    assert_without_keys(&metrics, &events);
 }
 
 #[test]
 fn every_metric_is_described_by_its_name_and_unit() {
-    let ((), metrics, _) = watched(keepcount::observe::describe);
+    let ((), metrics, _) = observed(keepcount::observe::describe);
     assert_eq!(
         *metrics.described.lock().unwrap(),
         [
@@ -573,18 +574,18 @@ fn every_metric_is_described_by_its_name_and_unit() {
 }
 
 #[test]
-fn errors_are_told_by_kind_without_the_key_that_they_name() {
+fn errors_are_reported_by_kind_without_the_key_that_they_name() {
     let conn = database();
     insert(&conn, &[vote("ann", 1), vote("bob", 2)]).unwrap();
     conn.execute("UPDATE user_votes SET total = 5 WHERE key = ?1", [user("ann")]).unwrap();
-    let ((), metrics, events) = watched(|| {
-        // A source that counts another amount than the record does.
+    let ((), metrics, events) = observed(|| {
+        // A source whose amount differs from the record's tally.
         let mut audit = SqliteAudit::new(&conn, &SCHEMA).unwrap();
         audit.add(votes(Columns::of(["user"]).sum("2"))).unwrap();
         let error = run_whole(Mode::Repair, &SCHEMA, Options::default(), &mut audit).unwrap_err();
         assert!(matches!(error, Error::DefinitionMismatch { .. }));
-        assert!(error.to_string().contains(SECRET), "the caller is told: {error}");
-        // A database that is held.
+        assert!(error.to_string().contains(SECRET), "the error names the key: {error}");
+        // A database that is locked.
         let mut audit = Busy(2);
         run_whole(Mode::Verify, &SCHEMA, Options::default(), &mut audit).unwrap();
     });
@@ -600,10 +601,10 @@ fn errors_are_told_by_kind_without_the_key_that_they_name() {
             r"INFO reconcile{mode=verify} a run ended: outcome=complete pages=2 keys=0 rows=0 drift=0 corrected=0",
         ]
     );
-    without_keys(&metrics, &events);
+    assert_without_keys(&metrics, &events);
 }
 
-/// An audit of nothing, which is busy so many times.
+/// An audit without rows that fails as busy this many times.
 struct Busy(u32);
 
 impl Audit for Busy {
@@ -665,8 +666,8 @@ fn add(store: &MemoryStore, show: i64, amount: i64) {
     store.apply(&mut batch).unwrap();
 }
 
-/// Three pages of two keys, from the token on.
-fn part(mode: Mode, store: &mut MemoryStore, token: Option<&Token>) -> Report {
+/// One leg: three pages of two keys, from the token on.
+fn run_leg(mode: Mode, store: &mut MemoryStore, token: Option<&Token>) -> Report {
     let mut audit = MemoryAudit::new(store);
     audit.add(SHOW_VOTES, |_| SHOWS.iter()).unwrap();
     let options = Options::default().page(2).max_pages(3);
@@ -687,59 +688,59 @@ fn age(freshness: &Freshness, now: i64) -> Option<u64> {
 }
 
 #[test]
-fn a_counter_that_several_runs_did_is_clean_when_all_of_its_parts_were() {
+fn counter_verified_in_legs_is_clean_if_every_leg_was() {
     let mut store = shows();
     let mut freshness = Freshness::new(&ONE);
-    let first = part(Mode::Verify, &mut store, None);
+    let first = run_leg(Mode::Verify, &mut store, None);
     freshness.observe(&first, 100);
-    assert_eq!(age(&freshness, 100), None, "it did not come to its end");
-    let second = part(Mode::Verify, &mut store, first.token.as_ref());
+    assert_eq!(age(&freshness, 100), None, "the run has not ended");
+    let second = run_leg(Mode::Verify, &mut store, first.token.as_ref());
     assert!(second.complete());
     freshness.observe(&second, 200);
-    assert_eq!(age(&freshness, 260), Some(160), "since the first part, not the last");
+    assert_eq!(age(&freshness, 260), Some(160), "the age counts from the first leg, not the last");
 
-    // Drift in the first part, gone before the second.
+    // Drift in the keys of the first leg, removed before the second leg.
     add(&store, 1, 1);
-    let first = part(Mode::Verify, &mut store, None);
+    let first = run_leg(Mode::Verify, &mut store, None);
     add(&store, 1, -1);
-    let second = part(Mode::Verify, &mut store, first.token.as_ref());
+    let second = run_leg(Mode::Verify, &mut store, first.token.as_ref());
     assert!(second.complete() && second.drift() == 0);
     freshness.observe(&first, 300);
     freshness.observe(&second, 400);
-    assert_eq!(age(&freshness, 400), Some(300), "the first part was not clean");
+    assert_eq!(age(&freshness, 400), Some(300), "the first leg was not clean");
 
-    // And in the second.
-    let first = part(Mode::Verify, &mut store, None);
+    // Drift in the keys of the second leg.
+    let first = run_leg(Mode::Verify, &mut store, None);
     add(&store, 9, 1);
-    let second = part(Mode::Verify, &mut store, first.token.as_ref());
+    let second = run_leg(Mode::Verify, &mut store, first.token.as_ref());
     freshness.observe(&second, 500);
     assert_eq!(age(&freshness, 500), Some(400));
 }
 
 #[test]
-fn what_a_repair_repairs_is_clean_after_the_next_run() {
+fn repaired_counter_is_clean_after_the_next_run() {
     let mut store = shows();
     let mut freshness = Freshness::new(&ONE);
     let whole = |store: &mut MemoryStore, freshness: &mut Freshness, now| {
-        let first = part(Mode::Repair, store, None);
+        let first = run_leg(Mode::Repair, store, None);
         freshness.observe(&first, now);
-        freshness.observe(&part(Mode::Repair, store, first.token.as_ref()), now);
+        freshness.observe(&run_leg(Mode::Repair, store, first.token.as_ref()), now);
     };
     add(&store, 1, 1);
     whole(&mut store, &mut freshness, 100);
     assert_eq!(age(&freshness, 100), None);
     assert_eq!(freshness.oldest(100), Some(("show.votes", None)));
     whole(&mut store, &mut freshness, 200);
-    assert_eq!(age(&freshness, 200), Some(0), "a repair with nothing to repair verifies as well");
+    assert_eq!(age(&freshness, 200), Some(0), "a repair without drift verifies the counter");
 }
 
-/// A leg that was stopped knew nothing of an audit beside it, whose drift was forgotten when the
-/// legs came to their end.
+/// Another audit ran between two legs and found drift. Its result was discarded when the legs
+/// completed, because the stopped leg did not know of that audit.
 #[test]
-fn drift_that_another_run_found_outlives_legs_that_began_before_it() {
+fn drift_found_by_another_run_outlives_legs_that_began_before_it() {
     let mut store = shows();
     let mut freshness = Freshness::new(&ONE);
-    let first = part(Mode::Verify, &mut store, None);
+    let first = run_leg(Mode::Verify, &mut store, None);
     freshness.observe(&first, 100);
     add(&store, 1, 1); // a key that the first leg has passed
     let mut audit = MemoryAudit::new(&mut store);
@@ -748,34 +749,34 @@ fn drift_that_another_run_found_outlives_legs_that_began_before_it() {
     assert_eq!(beside.drift(), 1);
     drop(audit);
     freshness.observe(&beside, 150);
-    let second = part(Mode::Verify, &mut store, first.token.as_ref());
+    let second = run_leg(Mode::Verify, &mut store, first.token.as_ref());
     assert!(second.complete() && second.drift() == 0);
     freshness.observe(&second, 200);
-    assert_eq!(age(&freshness, 200), None, "it is known to be wrong");
+    assert_eq!(age(&freshness, 200), None, "the counter is known to have drift");
 }
 
-/// A token that is resumed every day said every day that all is well.
+/// A token that was resumed every day reported every day that the counter was clean.
 #[test]
-fn a_token_that_is_replayed_makes_no_counter_younger_than_its_beginning() {
+fn replayed_token_gives_the_age_since_its_first_leg() {
     let mut store = shows();
     let mut freshness = Freshness::new(&ONE);
-    let first = part(Mode::Verify, &mut store, None);
+    let first = run_leg(Mode::Verify, &mut store, None);
     freshness.observe(&first, 100);
     for day in 1..5 {
-        let again = part(Mode::Verify, &mut store, first.token.as_ref());
+        let again = run_leg(Mode::Verify, &mut store, first.token.as_ref());
         assert!(again.complete());
         freshness.observe(&again, 100 + day * 86_400);
         assert_eq!(age(&freshness, 100 + day * 86_400), Some(day.unsigned_abs() * 86_400));
     }
 }
 
-/// Where the saved value was lost, the end of legs was taken for all of them.
+/// After the saved value was lost, the last leg was taken for a whole run.
 #[test]
-fn legs_whose_beginning_is_not_known_give_no_age() {
+fn legs_with_an_unknown_beginning_give_no_age() {
     let mut store = shows();
-    let first = part(Mode::Verify, &mut store, None);
+    let first = run_leg(Mode::Verify, &mut store, None);
     let mut lost = Freshness::new(&ONE);
-    let second = part(Mode::Verify, &mut store, first.token.as_ref());
+    let second = run_leg(Mode::Verify, &mut store, first.token.as_ref());
     lost.observe(&second, 200);
     assert_eq!(age(&lost, 200), None);
 }
@@ -802,10 +803,10 @@ fn leaves(store: &mut MemoryStore, votes: usize) -> MemoryAudit<'_> {
     audit
 }
 
-/// A verify of a rollup alone compared it with the level below, which lacked the same votes, and
-/// called it clean.
+/// A verify of a rollup alone compared it with its base, which lacked the same votes, and called it
+/// clean.
 #[test]
-fn a_rollup_is_clean_only_where_all_that_it_sums_is() {
+fn rollup_is_clean_only_if_its_base_and_membership_are() {
     let mut store = MemoryStore::new(&LEVELS);
     let mut batch = Batch::new();
     batch.insert(&Leaf::Setlist);
@@ -828,14 +829,18 @@ fn a_rollup_is_clean_only_where_all_that_it_sums_is() {
         [("setlist.show", 0, true), ("setlist.votes", 1, false), ("show.sum", 0, false)]
     );
     freshness.observe(&report, 100);
-    assert_eq!(freshness.age(&SHOW_SUM.id(), 100), None, "it says 0 where 500 is right");
+    assert_eq!(
+        freshness.age(&SHOW_SUM.id(), 100),
+        None,
+        "the rollup is 0 and its true total is 500"
+    );
     let report = verify(&mut store, 0);
     assert!(report.counters.iter().all(|found| found.clean));
     freshness.observe(&report, 200);
     assert_eq!(freshness.age(&SHOW_SUM.id(), 200), Some(Duration::ZERO));
     assert_eq!(freshness.age(&SETLIST_VOTES.id(), 200), Some(Duration::ZERO));
 
-    // Also over legs: the drift was in a level that an earlier leg has done.
+    // The same in legs: the drift is in a level that an earlier leg has compared.
     let legs = Options::default().max_pages(1);
     let mut leg = Reconciler::scoped(Mode::Verify, &LEVELS, &[SHOW_SUM.id()], legs).unwrap();
     loop {
@@ -864,7 +869,8 @@ fn freshness_survives_a_restart_and_follows_the_schema() {
     assert_eq!(freshness.oldest(1_000), Some(("user.votes", Some(Duration::from_secs(1_050)))));
 
     let json = serde_json::to_string(&freshness).unwrap();
-    // Behind each stands when its runs began, by their random numbers.
+    // After `begun` follow the random numbers of the counter's runs and the times at which they
+    // began.
     for entry in [
         r#"{"counter":"show.votes","version":1,"key":"i64","storage_clause":"table","clean_at":1000,"begun":["#,
         r#"{"counter":"user.votes","version":1,"key":"text","storage_clause":"table","clean_at":-50,"begun":["#,
@@ -882,10 +888,10 @@ fn freshness_survives_a_restart_and_follows_the_schema() {
     assert_eq!(Freshness::resume(&ONE, &later).iter().collect::<Vec<_>>(), [("show.votes", None)]);
 }
 
-/// A clock that was days ahead had left its date behind, and the age was 0 until the clock came
-/// there.
+/// A clock that was days ahead had left its date behind. The age was then 0 until the clock reached
+/// that date.
 #[test]
-fn a_clock_that_jumps_makes_no_counter_fresh() {
+fn clock_that_jumps_makes_no_counter_fresh() {
     const AHEAD: i64 = 10_000_000;
     let mut store = shows();
     let whole = |store: &mut MemoryStore| {
@@ -893,8 +899,8 @@ fn a_clock_that_jumps_makes_no_counter_fresh() {
         audit.add(SHOW_VOTES, |_| SHOWS.iter()).unwrap();
         verify_of(&ONE, &mut audit)
     };
-    // Ahead, then set right: no age; nor when the clock comes there, as the next run was told of
-    // it.
+    // The clock is ahead and is then set back: there is no age. When the clock reaches the old
+    // date, the age is that of the run after the correction.
     let mut freshness = Freshness::new(&ONE);
     freshness.observe(&whole(&mut store), AHEAD);
     assert_eq!((age(&freshness, AHEAD), age(&freshness, AHEAD - 60)), (Some(0), Some(0)));
@@ -904,17 +910,18 @@ fn a_clock_that_jumps_makes_no_counter_fresh() {
         (age(&freshness, 2_000), age(&freshness, AHEAD)),
         (Some(0), Some(AHEAD.unsigned_abs() - 2_000))
     );
-    // Legs that were begun ahead are begun nobody knows when.
+    // The beginning of legs that began while the clock was ahead is unknown.
     let mut freshness = Freshness::new(&ONE);
-    let first = part(Mode::Verify, &mut store, None);
+    let first = run_leg(Mode::Verify, &mut store, None);
     freshness.observe(&first, AHEAD);
-    freshness.observe(&part(Mode::Verify, &mut store, first.token.as_ref()), 3_000);
+    freshness.observe(&run_leg(Mode::Verify, &mut store, first.token.as_ref()), 3_000);
     assert_eq!((age(&freshness, 3_000), age(&freshness, AHEAD)), (None, None));
-    // Back, and ahead again: the age is what the clocks say, and no less.
+    // The clock is set back and then jumps ahead again: the age is the difference that the clock
+    // shows.
     freshness.observe(&whole(&mut store), 4_000);
     assert_eq!(age(&freshness, 4_000 + 86_400), Some(86_400));
-    // Drift that was found ahead is not forgotten, and does not outlive what is clean from the next
-    // second on.
+    // Drift that was found while the clock was ahead still counts at the corrected time. A clean
+    // run one second later ends it.
     add(&store, 1, 1);
     freshness.observe(&whole(&mut store), AHEAD);
     add(&store, 1, -1);
@@ -925,7 +932,7 @@ fn a_clock_that_jumps_makes_no_counter_fresh() {
 }
 
 #[test]
-fn no_clock_makes_freshness_panic() {
+fn freshness_does_not_panic_at_any_time() {
     let mut store = shows();
     let mut audit = MemoryAudit::new(&mut store);
     audit.add(SHOW_VOTES, |_| SHOWS.iter()).unwrap();
@@ -935,9 +942,9 @@ fn no_clock_makes_freshness_panic() {
         for now in times {
             let mut freshness = Freshness::new(&ONE);
             freshness.observe(&report, at);
-            let ((), metrics, _) = watched(|| freshness.publish(now));
+            let ((), metrics, _) = observed(|| freshness.publish(now));
             assert_eq!(metrics.lines().len(), 1);
-            // More than a minute ahead of the clock, one of both clocks was wrong.
+            // A date more than a minute ahead of the clock means that the clock was wrong once.
             let wanted = now >= at || at.abs_diff(now) <= 60;
             assert_eq!(
                 age(&freshness, now),
@@ -954,8 +961,8 @@ const A: Counter<i64> = Counter::new("a.votes");
 const B: Counter<i64> = Counter::new("b.votes");
 const TWO: Schema = Schema::new(&[A.table(), B.table()]);
 
-/// Two counters of so many keys, each of two rows; a page takes its time by the keys in it. Every
-/// hundredth key is wrong.
+/// Two counters of `keys` keys with two rows each. A page takes time in proportion to its keys. One
+/// key in a hundred is wrong.
 struct Slow {
     clock: Clock,
     keys: i64,
@@ -994,7 +1001,7 @@ impl Audit for Slow {
     }
 }
 
-/// A world that writes down what it is told of a run's progress.
+/// A runtime that records the progress of a run.
 struct Watcher {
     world: World,
     told: Vec<Progress>,
@@ -1024,11 +1031,11 @@ fn reconciler(mode: Mode, options: Options) -> Reconciler {
     Reconciler::new(mode, &TWO, options).unwrap()
 }
 
-fn near(found: f64, wanted: f64) {
+fn assert_near(found: f64, wanted: f64) {
     assert!((found - wanted).abs() <= wanted.abs() * 1e-6, "{found} is not {wanted}");
 }
 
-fn never_back(told: &[Progress]) {
+fn assert_never_decreases(told: &[Progress]) {
     for two in told.windows(2) {
         assert!(two[0].fraction <= two[1].fraction && two[0].elapsed <= two[1].elapsed, "{two:?}");
         assert!(
@@ -1039,21 +1046,21 @@ fn never_back(told: &[Progress]) {
 }
 
 #[test]
-fn progress_is_told_after_each_page_with_rate_fraction_and_eta() {
+fn progress_is_reported_after_each_page_with_rate_fraction_and_eta() {
     let mut audit = Slow::new(1_000, 10);
-    audit.clock.pass(Duration::from_secs(77)); // any clock
+    audit.clock.pass(Duration::from_secs(77)); // the clock may start at any time
     let mut verify = reconciler(Mode::Verify, Options::default().page(100));
     verify.expect(&A.id(), 1_000);
     verify.expect(&B.id(), 1_000);
     verify.expect(&SHOW_VOTES.id(), 5); // not in scope
     let told = watch(&mut verify, &mut audit);
     assert_eq!(told.len(), 20);
-    never_back(&told);
+    assert_never_decreases(&told);
     for (at, progress) in (1_u32..).zip(&told) {
-        near(progress.keys_per_second, 100.0);
-        near(progress.rows_per_second, 200.0);
-        near(progress.fraction.unwrap(), f64::from(at) / 20.0);
-        near(progress.eta.unwrap().as_secs_f64(), f64::from(20 - at));
+        assert_near(progress.keys_per_second, 100.0);
+        assert_near(progress.rows_per_second, 200.0);
+        assert_near(progress.fraction.unwrap(), f64::from(at) / 20.0);
+        assert_near(progress.eta.unwrap().as_secs_f64(), f64::from(20 - at));
         assert_eq!(progress.elapsed, Duration::from_secs(at.into()));
         assert_eq!(
             (progress.keys, progress.drift, progress.corrected),
@@ -1085,26 +1092,30 @@ fn progress_is_told_after_each_page_with_rate_fraction_and_eta() {
 }
 
 #[test]
-fn a_fraction_needs_an_expectation_of_every_counter_that_is_left() {
+fn fraction_needs_an_expectation_for_every_remaining_counter() {
     let mut verify = reconciler(Mode::Verify, Options::default().page(100));
     verify.expect(&B.id(), 500);
     assert_eq!(verify.progress(Duration::from_secs(9)).fraction, None);
-    assert_eq!(verify.progress(Duration::from_secs(9)).elapsed, Duration::ZERO, "it has not begun");
+    assert_eq!(
+        verify.progress(Duration::from_secs(9)).elapsed,
+        Duration::ZERO,
+        "the run has not begun"
+    );
     let told = watch(&mut verify, &mut Slow::new(500, 10));
     assert!(told[..4].iter().all(|progress| progress.fraction.is_none() && progress.eta.is_none()));
-    near(told[4].fraction.unwrap(), 0.5);
+    assert_near(told[4].fraction.unwrap(), 0.5);
     assert_eq!(told[9].fraction, Some(1.0));
     assert!(!told[3].to_string().contains('%'), "{}", told[3]);
 }
 
 #[test]
-fn a_wrong_expectation_is_never_done_early_and_never_goes_back() {
+fn fraction_of_a_wrong_expectation_neither_completes_early_nor_decreases() {
     for expected in [0, 1, 350, 5_000] {
         let mut verify = reconciler(Mode::Verify, Options::default().page(100));
         verify.expect(&A.id(), expected);
         verify.expect(&B.id(), expected);
         let told = watch(&mut verify, &mut Slow::new(1_000, 10));
-        never_back(&told);
+        assert_never_decreases(&told);
         let (last, before) = told.split_last().unwrap();
         assert!(before.iter().all(|progress| progress.fraction.unwrap() < 1.0));
         assert_eq!((last.fraction, last.eta), (Some(1.0), Some(Duration::ZERO)));
@@ -1115,18 +1126,18 @@ fn a_wrong_expectation_is_never_done_early_and_never_goes_back() {
 }
 
 #[test]
-fn waits_and_repairs_are_in_the_rate_and_a_repair_is_told_too() {
+fn rate_includes_waits_and_repairs_and_a_repair_is_reported_too() {
     let mut repair = reconciler(Mode::Repair, Options::default().page(100).duty_percent(50));
     let told = watch(&mut repair, &mut Slow::new(1_000, 10));
     assert_eq!(told.len(), 40);
-    never_back(&told);
+    assert_never_decreases(&told);
     assert_eq!((told[39].pages, told[39].drift, told[39].corrected), (20, 20, 20));
     let rate = told[38].keys_per_second;
-    assert!((48.0..55.0).contains(&rate), "half of the time is rest: {rate}");
+    assert!((48.0..55.0).contains(&rate), "half of the time is waits: {rate}");
 }
 
 #[test]
-fn a_resumed_run_tells_of_itself_and_expects_what_is_left() {
+fn resumed_run_reports_its_own_work_and_the_fraction_of_the_remaining_keys() {
     let mut audit = Slow::new(1_000, 10);
     let mut first = reconciler(Mode::Verify, Options::default().page(100).max_pages(15));
     watch(&mut first, &mut audit);
@@ -1137,7 +1148,7 @@ fn a_resumed_run_tells_of_itself_and_expects_what_is_left() {
     let told = watch(&mut second, &mut audit);
     assert_eq!(told.len(), 5);
     for (at, progress) in (1_u32..).zip(&told) {
-        near(progress.fraction.unwrap(), f64::from(at) / 5.0);
+        assert_near(progress.fraction.unwrap(), f64::from(at) / 5.0);
         assert_eq!(
             (progress.keys, progress.counters_done),
             (u64::from(at) * 100, if at < 5 { 1 } else { 2 })
@@ -1146,7 +1157,7 @@ fn a_resumed_run_tells_of_itself_and_expects_what_is_left() {
 }
 
 #[test]
-fn the_live_runtime_shows_progress() {
+fn system_runtime_reports_progress() {
     let mut lines = Vec::new();
     let mut verify = reconciler(Mode::Verify, Options::default().page(100));
     let mut runtime = SystemRuntime::new().on_progress(|progress| lines.push(progress.to_string()));

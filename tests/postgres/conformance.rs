@@ -1,13 +1,12 @@
-//! The suite that every store passes, on PostgreSQL: over a client, over a transaction in
-//! savepoints, within a transaction, and with statements prepared or not; and what this store
-//! refuses for reasons of its own.
+//! The conformance suite on PostgreSQL: over a client, and in savepoints of a transaction with
+//! prepared statements. PostgreSQL must refuse one of its cases.
 
 use crate::support::postgres::{connect, shared};
 use keepcount::conformance::{Call, Case, SCHEMA, run_async};
 use keepcount::{AsyncStore, Error, KeyError, PostgresStore, PreparedStatements};
 use tokio_postgres::Client;
 
-/// Runs something on a database with the suite's tables.
+/// Runs `work` on a new database with the suite's tables.
 fn with_tables(work: impl AsyncFnOnce(Client)) {
     let Some(server) = shared() else { return };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -18,8 +17,9 @@ fn with_tables(work: impl AsyncFnOnce(Client)) {
     });
 }
 
-/// PostgreSQL's texts cannot have zero bytes: the whole batch is refused, and the error says why.
-async fn is_refused(case: &Case, store: &mut impl AsyncStore) {
+/// A text in PostgreSQL cannot have a zero byte: the store refuses the whole batch, and the error
+/// says why.
+async fn assert_zero_byte_is_refused(case: &Case, store: &mut impl AsyncStore) {
     let Call::Apply(batch) = &case.steps[0].call else { panic!("{:?}", case.steps[0]) };
     match store.apply(&mut batch.clone()).await {
         Err(Error::Key { counter: "conformance.text", cause: KeyError::ZeroByte, .. }) => {}
@@ -27,9 +27,9 @@ async fn is_refused(case: &Case, store: &mut impl AsyncStore) {
     }
 }
 
-async fn follows(case: &Case, store: &mut impl AsyncStore) {
+async fn run_case(case: &Case, store: &mut impl AsyncStore) {
     if case.name == "texts_with_zero_bytes_are_kept" {
-        is_refused(case, store).await;
+        assert_zero_byte_is_refused(case, store).await;
     } else {
         run_async(case, store).await;
     }
@@ -38,32 +38,32 @@ async fn follows(case: &Case, store: &mut impl AsyncStore) {
 mod over_a_client {
     use super::*;
 
-    fn runs(case: &Case) {
+    fn run(case: &Case) {
         with_tables(async |mut client| {
-            follows(case, &mut PostgresStore::new(&mut client, &SCHEMA)).await;
+            run_case(case, &mut PostgresStore::new(&mut client, &SCHEMA)).await;
         });
     }
 
-    keepcount::conformance_tests!(each runs);
+    keepcount::conformance_tests!(each run);
 }
 
 mod in_savepoints {
     use super::*;
 
-    fn runs(case: &Case) {
+    fn run(case: &Case) {
         with_tables(async |mut client| {
             let prepared = PreparedStatements::new();
             let mut tx = client.transaction().await.unwrap();
             tx.batch_execute("CREATE TABLE votes (id BIGINT); INSERT INTO votes VALUES (7)")
                 .await
                 .unwrap();
-            follows(case, &mut PostgresStore::new(&mut tx, &SCHEMA).prepared(&prepared)).await;
-            // Whatever was applied or refused, the transaction stays, with its rows.
+            run_case(case, &mut PostgresStore::new(&mut tx, &SCHEMA).prepared(&prepared)).await;
+            // The transaction stays open with its rows, whether the case was applied or refused.
             let rows = tx.query("SELECT id FROM votes", &[]).await.unwrap();
             assert_eq!(rows.len(), 1);
             tx.commit().await.unwrap();
         });
     }
 
-    keepcount::conformance_tests!(each runs);
+    keepcount::conformance_tests!(each run);
 }

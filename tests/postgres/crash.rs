@@ -1,8 +1,8 @@
-//! Connections cut and servers killed while events are applied once: whatever a writer was told,
-//! nothing is lost and nothing counts twice.
+//! Connections are cut and servers killed while events are applied idempotently. Whatever result a
+//! writer got, nothing is lost and nothing counts twice.
 //!
-//! `KEEPCOUNT_CRASH_ROUNDS` says how many cutoffs there are (`just postgres-crash`); some in `cargo
-//! test`.
+//! `KEEPCOUNT_CRASH_ROUNDS` sets how many cuts and crashes there are (`just postgres-crash`);
+//! `cargo test` makes a few.
 
 mod attacks;
 mod cancels;
@@ -38,11 +38,11 @@ struct Ends {
     retried: AtomicU64,
     full: AtomicU64,
     done: AtomicBool,
-    /// Then an apply that the server has no room for is tried again later.
+    /// Whether an apply for which the server has no room is tried again later.
     disk_may_fill: bool,
 }
 
-/// The change that one event of a stream is: the same whenever it is delivered.
+/// The change of one event of a stream. It is the same at every delivery.
 fn event(stream: u64, number: u64) -> Change {
     let mut random = Random(stream * 1_000_003 + number);
     let id = i64::try_from(stream * 1_000_000 + number).unwrap();
@@ -55,15 +55,16 @@ fn event(stream: u64, number: u64) -> Change {
     }
 }
 
-/// A connection; none while the server is away.
+/// Opens a connection; None while the server is down.
 async fn open(config: &Config) -> Option<Client> {
     let (client, connection) = config.connect(NoTls).await.ok()?;
     tokio::spawn(connection);
     Some(client)
 }
 
-/// Delivers a stream's events until told to stop, each time from behind its offset on: rows, totals
-/// and offset in one transaction.
+/// Delivers a stream's events until told to stop, after each new connection from the stored offset
+/// on: rows, totals and offset in one transaction. Returns the last event whose commit was
+/// confirmed.
 async fn deliver(config: Config, stream: u64, ends: Arc<Ends>) -> u64 {
     let name = format!("stream {stream}");
     let mut random = Random(stream);
@@ -73,7 +74,7 @@ async fn deliver(config: Config, stream: u64, ends: Arc<Ends>) -> u64 {
             tokio::time::sleep(Duration::from_millis(5)).await;
             continue;
         };
-        // What is known for sure is what the database says.
+        // Only the stored offset says what was applied.
         let Ok(applied) = PostgresStore::new(&mut client, &SCHEMA).offset(&name).await else {
             continue;
         };
@@ -109,7 +110,7 @@ async fn deliver(config: Config, stream: u64, ends: Arc<Ends>) -> u64 {
                 Err(error) => panic!("{error:?}"),
             }
             if tx.commit().await.is_err() {
-                // It may have happened; the offset will say.
+                // The commit may have happened; the offset will say.
                 ends.unknown.fetch_add(1, Ordering::Relaxed);
                 continue 'connect;
             }
@@ -121,9 +122,9 @@ async fn deliver(config: Config, stream: u64, ends: Arc<Ends>) -> u64 {
     last
 }
 
-/// Applies a stream without rows, in the store's own transactions, and delivers what it is not sure
-/// of again: a repeat says so.
-async fn count(config: Config, ends: Arc<Ends>) -> u64 {
+/// Applies a stream without rows, in the store's own transactions. Delivers events of unknown
+/// outcome again: a repeat is reported as skipped. Returns the last event.
+async fn apply_stream(config: Config, ends: Arc<Ends>) -> u64 {
     let (mut next, mut sure) = (1, 0);
     while !ends.done.load(Ordering::Relaxed) || sure + 1 < next {
         let Some(mut client) = open(&config).await else {
@@ -158,16 +159,16 @@ async fn count(config: Config, ends: Arc<Ends>) -> u64 {
     sure
 }
 
-/// Writes rows and totals in one round trip, without offsets: what is busy is written again as it
-/// is, what is not known is looked for.
-async fn ballots(config: Config, ends: Arc<Ends>) -> i64 {
+/// Writes rows and totals in one round trip, without offsets. Repeats a busy write; looks for the
+/// row of a write of unknown outcome.
+async fn cast_ballots(config: Config, ends: Arc<Ends>) -> i64 {
     let mut next = 1_i64;
     'connect: while !ends.done.load(Ordering::Relaxed) {
         let Some(mut client) = open(&config).await else {
             tokio::time::sleep(Duration::from_millis(5)).await;
             continue;
         };
-        // Whether the last one is there, which may have been in doubt.
+        // Looks whether the last ballot was written, whose outcome may be unknown.
         let Ok(row) = client.query_one("SELECT coalesce(max(id), 0) FROM ballots", &[]).await
         else {
             continue;
@@ -189,7 +190,7 @@ async fn ballots(config: Config, ends: Arc<Ends>) -> i64 {
                     continue 'connect;
                 }
                 Err(Error::Busy { .. }) => {
-                    // Nothing was written, it says.
+                    // A busy error means that nothing was written.
                     let look = loop {
                         let Some(client) = open(&config).await else { continue };
                         let look = client
@@ -209,16 +210,17 @@ async fn ballots(config: Config, ends: Arc<Ends>) -> i64 {
     next
 }
 
-/// What is written in one round trip: no rollup, no leaderboard.
+/// A counter that can be written in one round trip: it has no rollup and no leaderboard.
 const BALLOTS: Counter<()> = Counter::new("ballots.all");
 const PLAIN: Schema = Schema::new(&[BALLOTS.table()]);
 const BOX: &str = "CREATE TABLE ballots (id BIGINT PRIMARY KEY, address INET)";
-/// Sent in one message; and in several, since an address has no text in keepcount.
+/// The first is sent in one message, the second in several, since keepcount has no text for an
+/// address.
 const CAST: [&str; 2] = ["INSERT INTO ballots VALUES ($1)", "INSERT INTO ballots VALUES ($1, $2)"];
 const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn writers_that_are_shortened_off_lose_nothing_and_count_nothing_twice() {
+async fn writers_that_are_cut_off_lose_nothing_and_count_nothing_twice() {
     let Some(mut server) = Server::with(DURABLE) else { return };
     let config = server.database().await;
     let mut client = connect(&config).await;
@@ -231,10 +233,10 @@ async fn writers_that_are_shortened_off_lose_nothing_and_count_nothing_twice() {
     let writers: Vec<_> = (1..=4)
         .map(|stream| tokio::spawn(deliver(config.clone(), stream, Arc::clone(&ends))))
         .collect();
-    let counting = tokio::spawn(count(config.clone(), Arc::clone(&ends)));
-    let voting = tokio::spawn(ballots(config.clone(), Arc::clone(&ends)));
+    let counting = tokio::spawn(apply_stream(config.clone(), Arc::clone(&ends)));
+    let voting = tokio::spawn(cast_ballots(config.clone(), Arc::clone(&ends)));
     let mut random = Random(11);
-    let (mut cutoffs, mut crashes) = (0_i64, 0);
+    let (mut cuts, mut crashes) = (0_i64, 0);
     for round in 1..=rounds() {
         tokio::time::sleep(Duration::from_millis(20 + random.below(80))).await;
         if round % 6 == 0 {
@@ -245,7 +247,7 @@ async fn writers_that_are_shortened_off_lose_nothing_and_count_nothing_twice() {
             let killer = connect(&config).await;
             let text = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
                         WHERE datname = current_database() AND pid <> pg_backend_pid()";
-            cutoffs += killer.query_one(text, &[]).await.unwrap().get::<_, i64>(0);
+            cuts += killer.query_one(text, &[]).await.unwrap().get::<_, i64>(0);
         }
     }
     ends.done.store(true, Ordering::Relaxed);
@@ -257,8 +259,7 @@ async fn writers_that_are_shortened_off_lose_nothing_and_count_nothing_twice() {
             .await
             .unwrap();
         assert!(offset >= last, "stream {stream}: {last} was committed, the offset says {offset}");
-        // Rows and offset are of one transaction: the votes that are there are those up to the
-        // offset.
+        // Rows and offset commit together: the votes that exist are those up to the offset.
         let first = i64::try_from(stream * 1_000_000).unwrap();
         let wanted = (1..=offset).filter(|number| {
             matches!(event(stream, *number), Change::Vote(..))
@@ -284,13 +285,13 @@ async fn writers_that_are_shortened_off_lose_nothing_and_count_nothing_twice() {
     client.execute("DELETE FROM show_artist WHERE key_1 = 1000000", &[]).await.unwrap();
     assert_exact(&differences(&client).await);
     println!("{cast} rows written with their totals at once");
-    println!("{cutoffs} connections cut, {crashes} crashes of the server; {ends:?}");
+    println!("{cuts} connections cut, {crashes} crashes of the server; {ends:?}");
     assert!(ends.committed.load(Ordering::Relaxed) > 20, "{ends:?}");
 }
 
-/// A way to a server on which, once it is deaf, what the server says is lost, and after a while the
-/// connection too. What is said to it arrives.
-async fn deaf_when(deaf: Arc<AtomicBool>, server: (String, u16)) -> u16 {
+/// Starts a proxy to a server and returns its port. Once `deaf` is set, the proxy drops what the
+/// server sends, and closes the connection after a while. What the client sends arrives.
+async fn start_deaf_proxy(deaf: Arc<AtomicBool>, server: (String, u16)) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
@@ -302,7 +303,7 @@ async fn deaf_when(deaf: Arc<AtomicBool>, server: (String, u16)) -> u16 {
         let mut bytes = [0; 4096];
         loop {
             let read = from_server.read(&mut bytes).await.unwrap();
-            // What follows BEGIN is sent once that is answered.
+            // The client waits for the answer to BEGIN before it sends more.
             let is_begun = bytes[..read].windows(6).any(|said| said == b"BEGIN\0");
             if deaf.load(Ordering::Relaxed) && !is_begun {
                 tokio::time::sleep(Duration::from_millis(300)).await;
@@ -314,10 +315,10 @@ async fn deaf_when(deaf: Arc<AtomicBool>, server: (String, u16)) -> u16 {
     port
 }
 
-/// The error said that nothing was applied: the connection had ended before the rows were answered.
-/// The COMMIT that was sent with them had been done.
+/// The error used to say that nothing was applied, because the connection had ended before the
+/// answer to the rows. The COMMIT that was sent with them had succeeded.
 #[tokio::test]
-async fn a_round_trip_whose_answers_are_lost_is_of_unknown_outcome() {
+async fn round_trip_whose_answers_are_lost_has_an_unknown_outcome() {
     let Some(server) = shared() else { return };
     let direct = server.database().await;
     let mut client = connect(&direct).await;
@@ -329,13 +330,14 @@ async fn a_round_trip_whose_answers_are_lost_is_of_unknown_outcome() {
         let network: Config = server.url(direct.get_dbname().unwrap()).parse().unwrap();
         let deaf = Arc::new(AtomicBool::new(false));
         let port =
-            deaf_when(Arc::clone(&deaf), ("127.0.0.1".to_owned(), network.get_ports()[0])).await;
+            start_deaf_proxy(Arc::clone(&deaf), ("127.0.0.1".to_owned(), network.get_ports()[0]))
+                .await;
         let mut way = Config::new();
         way.host("127.0.0.1").port(port).dbname(direct.get_dbname().unwrap());
         way.user(network.get_user().unwrap()).password(network.get_password().unwrap());
-        let mut cutoff = connect(&way).await;
+        let mut proxied = connect(&way).await;
         let statements = PreparedStatements::new();
-        let mut store = PostgresStore::new(&mut cutoff, &PLAIN).prepared(&statements);
+        let mut store = PostgresStore::new(&mut proxied, &PLAIN).prepared(&statements);
         let rows = |id| -> [&(dyn ToSql + Sync); 2] { [id, &HOME] };
         store.write(&[(CAST[by], &rows(&id)[..=by])], &mut batch.clone()).await.unwrap();
         deaf.store(true, Ordering::Relaxed);

@@ -1,5 +1,5 @@
-//! Counters in PostgreSQL, on private servers: one for all that does not stop it, a database for
-//! each test.
+//! The PostgreSQL store on private servers: one server with a database for each test, and servers
+//! of their own for tests that stop them.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 

@@ -1,13 +1,14 @@
-//! Transactions at once on one database: every race of memberships, leaderboards, cutoffs and
-//! offsets stepped by hand with two connections, the variants that must lose, and sixteen writers
-//! for a while; totals against plain SQL after each.
+//! Concurrent transactions on one database: every race of memberships, leaderboards, cutoffs and
+//! offsets, stepped by hand with two connections; the variants that must lose changes; and sixteen
+//! writers for a while. Each test ends with totals compared with plain SQL.
 #![allow(clippy::disallowed_methods, clippy::similar_names)]
 
 use std::time::{Duration, Instant};
 
 use crate::support::postgres::{connect, shared};
 use crate::support::postgres_app::{
-    self, Change, SCHEMA, SETLIST_DAYS, assert_exact, changes, create, differences, hunt, write,
+    self, Change, SCHEMA, SETLIST_DAYS, assert_exact, changes, create, differences, hunt_duration,
+    write,
 };
 use crate::support::random::Random;
 use keepcount::backend::RollupUpdate;
@@ -42,9 +43,9 @@ async fn apply(tx: &Transaction<'_>, changes: &[Change]) -> keepcount::Result<()
     PostgresStore::in_transaction(tx, &SCHEMA).apply(&mut batch).await.map(drop)
 }
 
-/// Runs two transactions, each of which does its changes and applies them, so that the second
-/// applies while the first has applied and not committed. Says whether the second had to wait.
-async fn overlapped(config: &Config, first: &[Change], second: &[Change]) -> bool {
+/// Runs two transactions, each of which writes its changes and applies them. The second applies
+/// after the first has applied and before it commits. Returns whether the second had to wait.
+async fn overlap(config: &Config, first: &[Change], second: &[Change]) -> bool {
     let (mut one, mut two) = (connect(config).await, connect(config).await);
     let tx = one.transaction().await.unwrap();
     apply(&tx, first).await.unwrap();
@@ -69,7 +70,7 @@ fn vote(id: i64, setlist: i64) -> Change {
 }
 
 #[tokio::test]
-async fn every_race_of_a_membership_is_exact_whoever_comes_first() {
+async fn every_race_of_a_membership_is_exact_in_either_order() {
     let Some((config, mut client)) = application().await else { return };
     let before = [
         Change::Bill(70, Some(7)),
@@ -115,14 +116,15 @@ async fn every_race_of_a_membership_is_exact_whoever_comes_first() {
                 client.batch_execute(&format!("TRUNCATE {table}")).await.unwrap();
             }
             commit(&mut client, &before).await;
-            assert!(overlapped(&config, first, second).await, "{name}: they met nowhere");
+            assert!(overlap(&config, first, second).await, "{name}: the second did not wait");
             assert_exact(&differences(&client).await);
         }
     }
 }
 
-/// A climb that reads its child's memberships without holding the child.
-async fn apply_unlocked(tx: &Transaction<'_>, batch: &Batch, lock: bool) {
+/// Applies a batch by a rollup update that reads a child's memberships, and locks the child only if
+/// `lock`.
+async fn apply_by_statements(tx: &Transaction<'_>, batch: &Batch, lock: bool) {
     let run = async |query: &Query<'_>| {
         let values: Vec<&(dyn ToSql + Sync)> =
             query.values.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
@@ -151,7 +153,7 @@ async fn apply_unlocked(tx: &Transaction<'_>, batch: &Batch, lock: bool) {
     }
 }
 
-/// The counters of [`SCHEMA`] that statements alone can keep.
+/// The counters of [`SCHEMA`] that [`apply_by_statements`] can keep.
 const PLAIN: keepcount::Schema = keepcount::Schema::new(&[
     postgres_app::SETLIST_VOTES.table(),
     postgres_app::SETLIST_SHOW.table(),
@@ -159,7 +161,7 @@ const PLAIN: keepcount::Schema = keepcount::Schema::new(&[
 ]);
 
 #[tokio::test]
-async fn a_climb_that_does_not_hold_the_child_loses_a_vote_and_one_that_does_keeps_it() {
+async fn rollup_update_loses_a_vote_unless_it_locks_the_child() {
     let Some((config, mut client)) = application().await else { return };
     for (lock, votes) in [(true, Some(2)), (false, Some(1))] {
         client
@@ -170,7 +172,7 @@ async fn a_climb_that_does_not_hold_the_child_loses_a_vote_and_one_that_does_kee
         batch.add(postgres_app::SETLIST_VOTES, 1, 1);
         batch.add(postgres_app::SETLIST_SHOW, (1, 70), 1);
         let tx = client.transaction().await.unwrap();
-        apply_unlocked(&tx, &batch, lock).await;
+        apply_by_statements(&tx, &batch, lock).await;
         tx.commit().await.unwrap();
         let (mut one, mut two) = (connect(&config).await, connect(&config).await);
         let (mut vote, mut moved) = (Batch::new(), Batch::new());
@@ -178,10 +180,10 @@ async fn a_climb_that_does_not_hold_the_child_loses_a_vote_and_one_that_does_kee
         moved.add(postgres_app::SETLIST_SHOW, (1, 70), -1);
         moved.add(postgres_app::SETLIST_SHOW, (1, 71), 1);
         let voter = one.transaction().await.unwrap();
-        apply_unlocked(&voter, &vote, lock).await;
+        apply_by_statements(&voter, &vote, lock).await;
         let mover = async {
             let tx = two.transaction().await.unwrap();
-            apply_unlocked(&tx, &moved, lock).await;
+            apply_by_statements(&tx, &moved, lock).await;
             tx.commit().await.unwrap();
         };
         let ((), ()) = tokio::join!(mover, async {
@@ -190,7 +192,7 @@ async fn a_climb_that_does_not_hold_the_child_loses_a_vote_and_one_that_does_kee
         });
         let row =
             client.query_opt("SELECT total FROM show_votes WHERE key = 71", &[]).await.unwrap();
-        assert_eq!(row.map(|row| row.get::<_, i64>(0)), votes, "held: {lock}");
+        assert_eq!(row.map(|row| row.get::<_, i64>(0)), votes, "locked: {lock}");
     }
 }
 
@@ -208,7 +210,7 @@ async fn a_transaction_older_than_a_move_fails_to_serialize_and_does_not_drift()
             .start()
             .await
             .unwrap();
-        tx.query("SELECT count(*) FROM votes", &[]).await.unwrap(); // its snapshot is from now
+        tx.query("SELECT count(*) FROM votes", &[]).await.unwrap(); // takes its snapshot
         commit(&mut client, &[new]).await;
         let mut batch = Batch::new();
         let written = write(&tx, &old, &mut batch).await;
@@ -222,7 +224,7 @@ async fn a_transaction_older_than_a_move_fails_to_serialize_and_does_not_drift()
     }
 }
 
-/// All of a clean-up; gives how many totals of 0 and locks went.
+/// Sweeps to the end. Returns how many totals of 0 and how many locks it removed.
 async fn sweep(client: &mut Client, schema: &Schema, rows: usize) -> (u64, u64) {
     let (mut sweep, mut gone) = (Sweep::new().rows(rows), (0, 0));
     loop {
@@ -238,8 +240,8 @@ async fn sweep(client: &mut Client, schema: &Schema, rows: usize) -> (u64, u64) 
     }
 }
 
-/// Cleans up until so much went: a transaction of another test's database, on the same server, may
-/// be older than what is to go.
+/// Sweeps until `enough` is removed: a transaction of another test's database, on the same server,
+/// may be older than what is to be removed.
 async fn sweep_until(
     client: &mut Client,
     schema: &Schema,
@@ -258,7 +260,7 @@ async fn sweep_until(
     gone
 }
 
-/// How many locks there are, and rows of totals that are 0.
+/// The number of locks, and of totals that are 0.
 async fn left(client: &Client) -> (i64, i64) {
     let zeros: Vec<String> = SCHEMA
         .counters()
@@ -275,11 +277,11 @@ const PARENTS: Counter<(i64, i64)> = Counter::new("child.parent");
 const FAMILIES: Counter<i64> = Counter::new("parent").sum_of(CHILDREN, PARENTS);
 const FAMILY: Schema = Schema::new(&[CHILDREN.table(), PARENTS.table(), FAMILIES.table()]);
 
-/// A child without a total moves, and a transaction that is older than the move adds to it: their
-/// locks are all that they share. Where the mover's was removed too early the addition goes to the
-/// parent from before, which the control shows by a plain DELETE.
+/// A child without a total moves, and a transaction that is older than the move adds to it: its
+/// lock is all that they share. If the lock is removed too early, the addition goes to the former
+/// parent. The control removes it by a plain DELETE, which shows this.
 #[tokio::test]
-async fn a_sweep_leaves_a_lock_that_an_older_snapshot_must_meet() {
+async fn sweep_keeps_a_lock_that_an_older_snapshot_needs() {
     for by_hand in [false, true] {
         let Some(server) = shared() else { return };
         let config = server.database().await;
@@ -296,7 +298,8 @@ async fn a_sweep_leaves_a_lock_that_an_older_snapshot_must_meet() {
             .start()
             .await
             .unwrap();
-        tx.query("SELECT count(*) FROM parent", &[]).await.unwrap(); // its snapshot is from now, and it has no number
+        // Takes a snapshot here, and gets no transaction id.
+        tx.query("SELECT count(*) FROM parent", &[]).await.unwrap();
         batch.add(PARENTS, (1, 70), -1);
         batch.add(PARENTS, (1, 71), 1);
         store.apply(&mut batch).await.unwrap();
@@ -327,9 +330,9 @@ async fn a_sweep_leaves_a_lock_that_an_older_snapshot_must_meet() {
     }
 }
 
-/// Locks and totals of 0 stayed as rows for ever.
+/// Locks and totals of 0 used to stay as rows for ever.
 #[tokio::test]
-async fn a_sweep_removes_all_locks_and_totals_of_0_and_what_comes_after_it_is_exact() {
+async fn sweep_removes_all_locks_and_totals_of_0_and_later_writes_are_exact() {
     let Some((config, mut client)) = application().await else { return };
     commit(&mut client, &[Change::Place(1, Some(70)), Change::Place(2, Some(70)), vote(1, 1)])
         .await;
@@ -366,10 +369,10 @@ async fn a_sweep_removes_all_locks_and_totals_of_0_and_what_comes_after_it_is_ex
     assert_exact(&differences(&client).await);
 }
 
-/// A transaction above READ COMMITTED reads that one is left and takes it: where another took it
-/// meanwhile it must not come to be taken twice.
+/// A transaction above READ COMMITTED reads that one is left and takes it. If another took it
+/// meanwhile, it must not be taken twice.
 #[tokio::test]
-async fn a_sweep_leaves_a_total_of_0_that_an_older_snapshot_read_as_something_else() {
+async fn sweep_keeps_a_total_of_0_that_an_older_snapshot_read_as_another_number() {
     let Some((config, mut client)) = application().await else { return };
     let add = |key: i64, delta: i64| {
         let mut batch = Batch::new();
@@ -377,7 +380,7 @@ async fn a_sweep_leaves_a_total_of_0_that_an_older_snapshot_read_as_something_el
         batch
     };
     PostgresStore::new(&mut client, &SCHEMA).apply(&mut add(7, 1)).await.unwrap();
-    // Somebody who may see nothing of other people's sessions but what everybody may.
+    // A role that sees of other sessions only what every role sees.
     client
         .batch_execute(
             "DROP ROLE IF EXISTS sweeping; CREATE ROLE sweeping LOGIN;
@@ -415,7 +418,7 @@ async fn a_sweep_leaves_a_total_of_0_that_an_older_snapshot_read_as_something_el
 }
 
 #[tokio::test]
-async fn a_sweep_waits_for_no_row_whatever_the_sessions_isolation_is() {
+async fn sweep_waits_for_no_row_at_any_isolation_level() {
     let Some((config, mut client)) = application().await else { return };
     commit(&mut client, &[Change::Place(1, Some(70)), vote(1, 1)]).await;
     commit(&mut client, &[Change::Unvote(1), vote(2, 2)]).await;
@@ -427,8 +430,8 @@ async fn a_sweep_waits_for_no_row_whatever_the_sessions_isolation_is() {
     other.batch_execute("SET default_transaction_isolation = 'serializable'").await.unwrap();
     tokio::time::timeout(Duration::from_secs(10), sweep(&mut other, &SCHEMA, 100))
         .await
-        .expect("it waits");
-    assert!(left(&other).await.0 > 0, "what is held stays");
+        .expect("the sweep does not wait");
+    assert!(left(&other).await.0 > 0, "what is locked stays");
     tx.commit().await.unwrap();
     assert_exact(&differences(&client).await);
     let (locks, zeros) = left(&client).await;
@@ -438,13 +441,13 @@ async fn a_sweep_waits_for_no_row_whatever_the_sessions_isolation_is() {
 }
 
 #[tokio::test]
-async fn a_leaderboard_is_scored_by_what_both_of_two_transactions_changed() {
+async fn leaderboard_scores_the_changes_of_two_concurrent_transactions() {
     let Some((config, mut client)) = application().await else { return };
     commit(&mut client, &[Change::Place(1, Some(70)), vote(1, 1)]).await;
     // One changes the show's votes, the other its setlists: two counters, one line.
-    assert!(overlapped(&config, &[vote(2, 1)], &[Change::Place(2, Some(70))]).await);
+    assert!(overlap(&config, &[vote(2, 1)], &[Change::Place(2, Some(70))]).await);
     assert_exact(&differences(&client).await);
-    assert!(overlapped(&config, &[Change::Place(3, Some(70))], &[vote(3, 1)]).await);
+    assert!(overlap(&config, &[Change::Place(3, Some(70))], &[vote(3, 1)]).await);
     assert_exact(&differences(&client).await);
 }
 
@@ -478,9 +481,9 @@ async fn a_prune_waits_for_writers_and_writers_for_a_prune() {
 }
 
 /// A membership that moves takes a base total along, and writes a rollup's total at the same
-/// suffix: below a cutoff that came in between, that was an orphan.
+/// suffix. If a cutoff came in between, that total used to be an orphan below it.
 #[tokio::test]
-async fn a_prune_and_a_move_of_what_it_prunes_wait_for_each_other() {
+async fn prune_and_move_of_a_membership_wait_for_each_other() {
     for prune_first in [false, true] {
         let Some((config, mut client)) = application().await else { return };
         let days = [Change::Vote(1, 1, 1, 5), Change::Vote(2, 1, 1, 15)];
@@ -516,7 +519,7 @@ async fn a_prune_and_a_move_of_what_it_prunes_wait_for_each_other() {
 }
 
 #[tokio::test]
-async fn two_appliers_of_one_stream_take_turns_and_each_event_counts_once() {
+async fn appliers_of_one_stream_take_turns_and_each_event_counts_once() {
     let Some((config, mut client)) = application().await else { return };
     let once = async |client: &mut Client, first: u64, last: u64| {
         let mut batch = Batch::new();
@@ -531,8 +534,8 @@ async fn two_appliers_of_one_stream_take_turns_and_each_event_counts_once() {
         appliers.push(tokio::spawn(async move {
             let mut applied = 0;
             for first in (1..=400).step_by(4) {
-                // Whoever is ahead leaves the others what was applied, or a gap until the one
-                // before has committed.
+                // An applier that is behind skips what is applied. One that is ahead meets a gap
+                // until the one before has committed.
                 loop {
                     match once(&mut client, first, first + 3).await {
                         Ok(done) => break applied += u32::from(!done.skipped),
@@ -554,7 +557,7 @@ async fn two_appliers_of_one_stream_take_turns_and_each_event_counts_once() {
     assert_eq!(store.total(postgres_app::SHOW_SETLISTS, 7).await.unwrap(), 400);
 }
 
-/// What one writer met.
+/// How one writer's transactions ended.
 #[derive(Debug, Default)]
 struct Met {
     committed: u64,
@@ -615,7 +618,7 @@ async fn writer(config: Config, seed: u64, isolation: IsolationLevel, until: Ins
     met
 }
 
-/// Removes what is 0, and locks, as fast as it can.
+/// Sweeps totals of 0 and locks, as fast as it can.
 async fn sweeper(config: Config, until: Instant) -> (u64, u64) {
     let mut client = connect(&config).await;
     let (mut sweep, mut gone) = (Sweep::new().rows(20), (0, 0));
@@ -628,11 +631,11 @@ async fn sweeper(config: Config, until: Instant) -> (u64, u64) {
 
 async fn writers(isolation: IsolationLevel) -> Option<Met> {
     let (config, client) = application().await?;
-    let until = Instant::now() + hunt();
+    let until = Instant::now() + hunt_duration();
     let writers: Vec<_> =
         (1..=16).map(|seed| tokio::spawn(writer(config.clone(), seed, isolation, until))).collect();
     let (totals, locks) = tokio::spawn(sweeper(config, until)).await.unwrap();
-    println!("beside them {totals} totals of 0 and {locks} locks went");
+    println!("beside them {totals} totals of 0 and {locks} locks were removed");
     assert!(totals > 0 && locks > 0);
     let mut all = Met::default();
     for writer in writers {
@@ -660,8 +663,8 @@ async fn sixteen_writers_at_repeatable_read_fail_to_serialize_and_end_exact() {
     assert!(met.committed > 50 && met.serializations > 0, "{met:?}");
 }
 
-/// What most applications write: one UPDATE for each change, in the order in which the changes
-/// come.
+/// The control: what most applications write, one UPDATE for each change, in the order of the
+/// changes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn updates_in_the_order_of_changes_deadlock() {
     let Some((config, client)) = application().await else { return };
@@ -669,7 +672,7 @@ async fn updates_in_the_order_of_changes_deadlock() {
         .batch_execute("INSERT INTO setlist_votes SELECT n, 0 FROM generate_series(0, 49) AS n")
         .await
         .unwrap();
-    let until = Instant::now() + hunt();
+    let until = Instant::now() + hunt_duration();
     let mut writers = Vec::new();
     for seed in 1..=16 {
         let mut client = connect(&config).await;

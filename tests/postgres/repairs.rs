@@ -1,6 +1,6 @@
-//! Two processes that repair all the time while sixteen connections write; killed, and started
-//! again. Where nothing is planted they find nothing, ever; where totals are damaged behind the
-//! hooks, all is repaired in the end. With the writers' waits, in one table.
+//! Two processes repair all the time while sixteen connections write; they are killed and started
+//! again. They never find drift if none is planted; if totals are damaged without hooks, all is
+//! repaired in the end. A table shows the writers' latencies.
 #![allow(clippy::disallowed_methods, clippy::similar_names)]
 
 use std::io::{BufRead as _, BufReader};
@@ -8,21 +8,20 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use crate::support::full_test_name;
 use crate::support::postgres::{connect, shared};
 use crate::support::postgres_app::{
-    SCHEMA, assert_exact, audit, changes, create, differences, hunt, write,
+    SCHEMA, assert_exact, audit, changes, create, differences, hunt_duration, write,
 };
 use crate::support::random::Random;
-use crate::support::test_of;
 use keepcount::reconcile::{Mode, Options, Reconciler, TokioRuntime, run_async};
 use keepcount::{AsyncStore as _, Batch, PostgresStore, PreparedStatements};
 use tokio_postgres::Config;
 
-/// Where a child of these tests repairs.
+/// The database in which a child process of these tests repairs.
 const CHILD: &str = "KEEPCOUNT_REPAIRS_AT";
 
-/// What a child is: it repairs until it is killed, and says after each run how many keys differed,
-/// and how many it repaired.
+/// Body of the child process: repairs until it is killed, and prints each run's drift and samples.
 #[test]
 fn a_child_repairs_until_it_is_killed() {
     let Ok(url) = std::env::var(CHILD) else { return };
@@ -60,7 +59,7 @@ impl Repairs {
     fn start(url: &str) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args([
-                &test_of(module_path!(), "a_child_repairs_until_it_is_killed"),
+                &full_test_name(module_path!(), "a_child_repairs_until_it_is_killed"),
                 "--exact",
                 "--nocapture",
             ])
@@ -96,7 +95,7 @@ impl Drop for Repairs {
     }
 }
 
-/// Writes until the time is over; gives what each transaction took, from BEGIN to the answer to
+/// Writes until `until`. Returns how long each transaction took, from BEGIN to the answer to
 /// COMMIT.
 async fn writer(config: Config, seed: u64, until: Instant) -> Vec<Duration> {
     let mut client = connect(&config).await;
@@ -120,13 +119,13 @@ async fn writer(config: Config, seed: u64, until: Instant) -> Vec<Duration> {
             Err(error) => panic!("{error:?}"),
         }
         times.push(begun.elapsed());
-        // Some thinking, so that writers wait for locks and not for the processor.
+        // A pause, so that writers wait for locks and not for the processor.
         tokio::time::sleep(Duration::from_millis(random.below(4))).await;
     }
     times
 }
 
-/// Damages a total behind the hooks every few milliseconds, and says how many times it did.
+/// Damages a total without hooks every few milliseconds, and returns how many rows it changed.
 async fn saboteur(config: Config, until: Instant) -> u64 {
     let client = connect(&config).await;
     let (mut random, mut planted) = (Random(5), 0);
@@ -155,12 +154,12 @@ async fn saboteur(config: Config, until: Instant) -> u64 {
     planted
 }
 
-/// What the hunt saw.
+/// What `load` measured.
 struct Seen {
     times: Vec<Duration>,
     planted: u64,
     kills: u64,
-    /// Every run's drift, and its samples.
+    /// The drift of every run, and its samples.
     runs: Vec<(u64, String)>,
 }
 
@@ -189,7 +188,7 @@ async fn load(config: &Config, url: Option<&str>, sabotage: bool, time: Duration
         Some(saboteur) => saboteur.await.unwrap(),
         None => 0,
     };
-    // What is left is repaired now, by whoever comes first.
+    // The writers have ended. The repairs that run repair what is left.
     for repairs in &repairs {
         let before: Vec<_> = repairs.runs.try_iter().collect();
         runs.extend(before);
@@ -199,19 +198,19 @@ async fn load(config: &Config, url: Option<&str>, sabotage: bool, time: Duration
             runs.push(run);
             clean
         });
-        assert!(clean, "repairs that never end clean: {:?}", runs.last());
+        assert!(clean, "no repair ended clean: {:?}", runs.last());
     }
     runs.extend(repairs.into_iter().flat_map(Repairs::kill));
     times.sort_unstable();
     Seen { times, planted, kills, runs }
 }
 
-fn at(times: &[Duration], percent: usize) -> Duration {
+fn percentile(times: &[Duration], percent: usize) -> Duration {
     times[(times.len() - 1) * percent / 100]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_processes_repair_beside_sixteen_writers_and_only_what_was_damaged() {
+async fn repairs_beside_sixteen_writers_find_only_planted_drift() {
     let Some(server) = shared() else { return };
     let config = server.database().await;
     let url = server.url(config.get_dbname().unwrap());
@@ -226,24 +225,23 @@ async fn two_processes_repair_beside_sixteen_writers_and_only_what_was_damaged()
         ("two processes that repair", Some(url.as_str()), false),
         ("the same, and damage", Some(url.as_str()), true),
     ] {
-        let seen = load(&config, url, sabotage, hunt()).await;
+        let seen = load(&config, url, sabotage, hunt_duration()).await;
         let times = &seen.times;
         println!(
             "| {name} | {} | {:.1?} | {:.1?} | {:.1?} | {} | {} | {} |",
             times.len(),
-            at(times, 50),
-            at(times, 99),
-            at(times, 100),
+            percentile(times, 50),
+            percentile(times, 99),
+            percentile(times, 100),
             seen.runs.len(),
             seen.kills,
             seen.planted
         );
         assert_exact(&differences(&client).await);
         if url.is_some() {
-            assert!(seen.runs.len() > 2, "some runs came to their end");
+            assert!(seen.runs.len() > 2, "some runs ended");
         }
-        // Each measure is one snapshot, so whatever it finds was damaged; and nobody damaged
-        // anything.
+        // Each page is compared in one snapshot, so all that a run finds is planted drift.
         let found: Vec<_> = seen.runs.iter().filter(|(drift, _)| *drift > 0).collect();
         assert_eq!(found.is_empty(), !sabotage, "{found:?}");
         assert_eq!(seen.planted > 0, sabotage);

@@ -1,5 +1,5 @@
-//! The harness of `support::postgres` itself: its servers start, stop, crash and follow, databases
-//! are apart, and nothing is left of a server whose process is gone.
+//! Tests of the harness `support::postgres`: its servers start, stop, crash and replicate,
+//! databases are separate, and nothing is left of a server whose process is gone.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
@@ -8,11 +8,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, io, thread};
 
+use crate::support::full_test_name;
 use crate::support::postgres::{DURABLE, Server, connect, shared, wait_until};
-use crate::support::test_of;
 use tokio_postgres::{Client, Config, NoTls};
 
-/// What a child of these tests is to do.
+/// Tells a child process of these tests what to do.
 const CHILD: &str = "KEEPCOUNT_SERVER_CHILD";
 
 async fn count(client: &Client) -> i64 {
@@ -20,7 +20,7 @@ async fn count(client: &Client) -> i64 {
 }
 
 #[tokio::test]
-async fn the_databases_of_two_tests_are_apart() {
+async fn databases_of_two_tests_are_separate() {
     let Some(server) = shared() else { return };
     let (one, other) = (server.database().await, server.database().await);
     let (one, other) = (connect(&one).await, connect(&other).await);
@@ -50,7 +50,7 @@ async fn a_database_sorts_by_bytes_or_as_a_language() {
 }
 
 #[tokio::test]
-async fn the_network_takes_the_password_alone() {
+async fn network_connection_needs_the_password() {
     let Some(server) = shared() else { return };
     let mut network: Config = server.url("postgres").parse().unwrap();
     let client = connect(&network).await;
@@ -59,7 +59,7 @@ async fn the_network_takes_the_password_alone() {
 }
 
 #[tokio::test]
-async fn settings_are_the_callers() {
+async fn server_has_the_settings_of_the_caller() {
     let Some(server) = Server::with(&[("max_connections", "17"), ("search_path", "it's, public")])
     else {
         return;
@@ -74,7 +74,7 @@ async fn settings_are_the_callers() {
 }
 
 #[test]
-fn a_server_that_does_not_start_says_why() {
+fn server_that_does_not_start_reports_the_reason() {
     if shared().is_none() {
         return;
     }
@@ -84,7 +84,7 @@ fn a_server_that_does_not_start_says_why() {
 }
 
 #[tokio::test]
-async fn a_crash_keeps_what_was_committed_alone() {
+async fn crash_keeps_only_committed_rows() {
     let Some(mut server) = Server::with(DURABLE) else { return };
     let database = server.database().await;
     let client = connect(&database).await;
@@ -116,23 +116,23 @@ async fn a_replica_follows_pauses_and_refuses_writes() {
         .batch_execute("CREATE TABLE votes (show BIGINT); INSERT INTO votes VALUES (7)")
         .await
         .unwrap();
-    replica.caught_up().await;
+    replica.wait_until_caught_up().await;
     let reader = connect(&replica.server.config(database.get_dbname().unwrap())).await;
     assert_eq!(count(&reader).await, 1);
     assert!(reader.batch_execute("INSERT INTO votes VALUES (8)").await.is_err());
     replica.pause().await;
     client.batch_execute("INSERT INTO votes VALUES (8)").await.unwrap();
-    // What is to be replayed has arrived, and is not.
+    // The replica has received the change, and does not replay it.
     let written: String =
         client.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
     wait_until(&reader, &format!("SELECT pg_last_wal_receive_lsn() >= '{written}'")).await;
     assert_eq!(count(&reader).await, 1);
     replica.resume().await;
-    replica.caught_up().await;
+    replica.wait_until_caught_up().await;
     assert_eq!(count(&reader).await, 2);
 }
 
-/// What is known of a server while it runs.
+/// The traces of a running server.
 struct Traces {
     folder: PathBuf,
     pid: u32,
@@ -150,24 +150,24 @@ impl Traces {
     fn assert_there(&self) {
         assert!(
             self.folder.join("data").is_dir()
-                && runs(self.pid)
+                && is_running(self.pid)
                 && TcpStream::connect(&self.address).is_ok()
         );
     }
 
-    /// The folder goes last. PostgreSQL itself notices that its folder is gone, but only once a
-    /// minute: the process has ended before that.
+    /// The folder is removed last. PostgreSQL notices by itself that its folder is gone, but only
+    /// once a minute: the process must have ended before that.
     #[track_caller]
     fn assert_gone(&self) {
-        within(Duration::from_secs(60), "the folder is left", || !self.folder.exists());
-        within(Duration::from_secs(10), "the process is left", || !runs(self.pid));
+        assert_within(Duration::from_secs(60), "the folder still exists", || !self.folder.exists());
+        assert_within(Duration::from_secs(10), "the process still runs", || !is_running(self.pid));
         assert!(TcpStream::connect(&self.address).is_err());
     }
 }
 
 #[track_caller]
 #[allow(clippy::disallowed_methods)]
-fn within(time: Duration, otherwise: &str, holds: impl Fn() -> bool) {
+fn assert_within(time: Duration, otherwise: &str, holds: impl Fn() -> bool) {
     let begun = Instant::now();
     while !holds() {
         assert!(begun.elapsed() < time, "{otherwise}");
@@ -175,28 +175,28 @@ fn within(time: Duration, otherwise: &str, holds: impl Fn() -> bool) {
     }
 }
 
-fn runs(pid: u32) -> bool {
+fn is_running(pid: u32) -> bool {
     let asked = Command::new("kill").args(["-0", &pid.to_string()]).stderr(Stdio::null()).status();
-    // One that has ended, and nobody has asked how, is no process any more.
+    // A zombie does not count as running.
     let about = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     asked.unwrap().success() && !about.contains(") Z ")
 }
 
 #[test]
-fn nothing_is_left_of_a_server_that_was_dropped() {
+fn dropped_server_leaves_nothing_behind() {
     let Some(server) = Server::new() else { return };
     let traces = Traces::of(&server);
     traces.assert_there();
     let panicked = thread::spawn(move || {
         let _server = server;
-        panic!("as a test that fails");
+        panic!("like a failing test");
     });
     panicked.join().unwrap_err();
     assert!(!traces.folder.exists());
     traces.assert_gone();
 }
 
-/// What a process of its own runs: a shared server, one of its own, and a session that is busy.
+/// Body of the child process: a shared server, one of its own, and a session that is busy.
 #[tokio::test]
 async fn a_child_with_servers() {
     let Ok(what) = env::var(CHILD) else { return };
@@ -212,7 +212,7 @@ async fn a_child_with_servers() {
         println!("\nready");
         busy.await.unwrap().unwrap();
     }
-    // Otherwise it ends as every test binary does: nobody drops the shared server.
+    // Otherwise the child ends as every test binary does: nothing drops the shared server.
     std::mem::forget(own);
 }
 
@@ -221,7 +221,7 @@ fn child(what: &str) -> Command {
     command
         .args([
             "--exact",
-            &test_of(module_path!(), "a_child_with_servers"),
+            &full_test_name(module_path!(), "a_child_with_servers"),
             "--quiet",
             "--nocapture",
         ])
@@ -230,8 +230,8 @@ fn child(what: &str) -> Command {
     command
 }
 
-/// Its servers, as far as it tells of them.
-fn told(child: &mut Child) -> Vec<Traces> {
+/// The traces of the servers that a child reports.
+fn read_traces(child: &mut Child) -> Vec<Traces> {
     let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(io::Result::unwrap);
     let lines = lines.take_while(|line| line != "ready");
     let traces = lines.filter_map(|line| {
@@ -246,12 +246,12 @@ fn told(child: &mut Child) -> Vec<Traces> {
 }
 
 #[test]
-fn nothing_is_left_of_the_servers_of_a_process_that_was_killed() {
+fn servers_of_a_killed_process_leave_nothing_behind() {
     if shared().is_none() {
         return;
     }
     let mut child = child("killed").spawn().unwrap();
-    let traces = told(&mut child);
+    let traces = read_traces(&mut child);
     assert_eq!(traces.len(), 2);
     traces.iter().for_each(Traces::assert_there);
     child.kill().unwrap();
@@ -260,19 +260,19 @@ fn nothing_is_left_of_the_servers_of_a_process_that_was_killed() {
 }
 
 #[test]
-fn nothing_is_left_of_the_servers_of_a_process_that_ended() {
+fn servers_of_an_ended_process_leave_nothing_behind() {
     if shared().is_none() {
         return;
     }
     let mut child = child("ended").spawn().unwrap();
-    let traces = told(&mut child);
+    let traces = read_traces(&mut child);
     assert!(child.wait().unwrap().success());
     assert_eq!(traces.len(), 2);
     traces.iter().for_each(Traces::assert_gone);
 }
 
 #[test]
-fn without_postgresql_a_test_is_skipped_or_fails_as_the_caller_wants() {
+fn test_without_postgresql_is_skipped_or_fails_as_configured() {
     for (required, passes) in [("0", true), ("1", false)] {
         let mut command = child("skipped");
         command

@@ -1,6 +1,6 @@
-//! The store of PostgreSQL beside that of SQLite: leaderboards and their lines, counters that come
-//! and go, readiness; and what is refused, with its reason: tables that are not what they should
-//! be, locks that are held, servers that do not write, keys and names that do not fit.
+//! The PostgreSQL store compared with the SQLite store: leaderboards and their lines, counters that
+//! are added and dropped, readiness. And what the store refuses, with its reason: tables that are
+//! not as expected, held locks, servers that do not write, keys and names that do not fit.
 
 use crate::support::postgres::{connect, shared};
 use crate::support::random::Random;
@@ -56,7 +56,7 @@ fn batch(random: &mut Random) -> Batch {
 }
 
 #[tokio::test]
-async fn a_key_stands_where_it_is_listed_or_behind_all_that_are() {
+async fn listed_key_has_its_rank_and_unlisted_key_comes_after_all_lines() {
     let Some((_, mut client)) = open(&standings::SCHEMA).await else { return };
     let mut store = PostgresStore::new(&mut client, &standings::SCHEMA);
     for step in standings::STEPS {
@@ -68,7 +68,7 @@ async fn a_key_stands_where_it_is_listed_or_behind_all_that_are() {
 }
 
 #[tokio::test]
-async fn leaderboards_rollups_and_prunes_are_as_in_sqlite() {
+async fn leaderboards_rollups_and_prunes_match_sqlite() {
     let Some((_, mut client)) = open(&SCHEMA).await else { return };
     let conn = Connection::open_in_memory().unwrap();
     let mut sqlite = SqliteStore::new(&conn, &SCHEMA);
@@ -119,14 +119,14 @@ async fn leaderboards_rollups_and_prunes_are_as_in_sqlite() {
         }
         let nobody = store.rank(SHOWS, "nobody").await.unwrap();
         assert_eq!((nobody.rank, nobody.score), (top.len() as u64 + 1, None));
-        // As a rebuild finds it.
+        // A rebuild finds nothing to change.
         assert_eq!(store.rebuild(SHOWS).await.unwrap(), 0);
         assert_eq!(store.rebuild(HEAT).await.unwrap(), 0);
     }
 }
 
 #[tokio::test]
-async fn a_rebuild_repairs_lines_that_somebody_damaged() {
+async fn rebuild_repairs_damaged_lines() {
     let Some((_, mut client)) = open(&SCHEMA).await else { return };
     let mut one = Batch::new();
     for show in ["a", "b", "c"] {
@@ -157,20 +157,20 @@ const SECOND: Schema = Schema::new(&[VOTES.table(), LINKED.table(), ARTIST.table
 const RAISED: Schema = Schema::new(&[VOTES.version(2).table()]);
 
 #[tokio::test]
-async fn counters_come_unready_and_go_by_hand() {
+async fn new_counters_are_unready_and_old_ones_are_dropped_by_hand() {
     let Some((_, mut client)) = open(&FIRST).await else { return };
     let mut store = PostgresStore::new(&mut client, &FIRST);
     assert!(store.is_ready(VOTES.id()).await.unwrap());
     let mut later = PostgresStore::new(&mut client, &SECOND);
     later.create().await.unwrap();
-    later.create().await.unwrap(); // leaves what is there
+    later.create().await.unwrap(); // changes nothing
     assert_eq!(later.unready().await.unwrap(), [ARTIST.id(), LINKED.id()]);
     assert!(matches!(later.total(ARTIST, 7).await, Err(Error::NotReady { .. })));
     assert!(matches!(later.sum(LINKED.all()).await, Err(Error::NotReady { .. })));
     assert!(
         later.is_ready(VOTES.id()).await.unwrap() && !later.is_ready(ARTIST.id()).await.unwrap()
     );
-    // It counts already.
+    // An unready counter counts already.
     let mut batch = Batch::new();
     batch.add(VOTES, 1, 5);
     batch.add(LINKED, (1, 7), 1);
@@ -178,7 +178,7 @@ async fn counters_come_unready_and_go_by_hand() {
     client.batch_execute("UPDATE keepcount_counters SET ready = 1").await.unwrap();
     let mut later = PostgresStore::new(&mut client, &SECOND);
     assert_eq!(later.total(ARTIST, 7).await.unwrap(), 5);
-    // An older process must not start beside what it would not keep.
+    // An older process must not start if it would not keep these counters.
     let mut older = PostgresStore::new(&mut client, &FIRST);
     assert!(
         matches!(older.check().await, Err(Error::SchemaMismatch { table, .. }) if table == "artist_votes")
@@ -186,7 +186,7 @@ async fn counters_come_unready_and_go_by_hand() {
     assert_eq!(older.orphaned().await.unwrap(), ["artist.votes", "show.artist"]);
     assert!(
         matches!(older.drop_counter("show.artist").await, Err(Error::InvalidUse { .. })),
-        "it is summed along"
+        "a rollup sums along it"
     );
     older.drop_counter("artist.votes").await.unwrap();
     older.drop_counter("show.artist").await.unwrap();
@@ -200,10 +200,10 @@ async fn counters_come_unready_and_go_by_hand() {
 const LISTED: Leaderboard<i64> =
     Leaderboard::new("show.votes_board", [VOTES]).by(|[total]| Some(total));
 
-/// A counter that becomes prunable, and a leaderboard of counters that are there, come into tables
-/// that are there.
+/// A counter may become prunable, and a leaderboard of existing counters may be added; both use the
+/// existing tables.
 #[tokio::test]
-async fn what_a_counter_is_for_may_change() {
+async fn counter_may_become_prunable_or_ranked_later() {
     const KEPT: Schema = Schema::new(&[VOTES.table(), LINKED.table()]);
     const PRUNED: Schema = Schema::new(&[VOTES.table(), LINKED.table().prunable()]);
     const BOTH: Schema =
@@ -218,7 +218,7 @@ async fn what_a_counter_is_for_may_change() {
     two.add(VOTES, 1, 1);
     two.add(VOTES, 2, 1);
     two.add(LINKED, (1, 7), 1);
-    // A statement for each counter, and a line for each key.
+    // One statement for each counter, and one for the line of each key.
     for (batch, totals, statements) in [(&one, 1, 2), (&two, 3, 4)] {
         let applied = store.apply(&mut batch.clone()).await.unwrap();
         assert_eq!((applied.totals, applied.statements), (totals, statements));
@@ -230,7 +230,7 @@ async fn what_a_counter_is_for_may_change() {
 }
 
 #[tokio::test]
-async fn a_child_of_no_parts_climbs() {
+async fn rollup_of_a_child_key_without_parts_is_kept() {
     const BASE: Counter<()> = Counter::new("finer");
     const MEMBERSHIP: Counter<((), i64)> = Counter::new("link");
     const SUM: Counter<i64> = Counter::new("sum").sum_of(BASE, MEMBERSHIP);
@@ -264,8 +264,8 @@ async fn processes_that_create_at_once_all_succeed() {
     }
 }
 
-/// What `check` says of a table.
-async fn fault(client: &mut Client) -> (String, String) {
+/// The table and the reason in the error of `check`.
+async fn check_error(client: &mut Client) -> (String, String) {
     match PostgresStore::new(client, &SCHEMA).check().await {
         Err(Error::SchemaMismatch { table, reason }) => (table, reason),
         other => panic!("{other:?}"),
@@ -273,7 +273,7 @@ async fn fault(client: &mut Client) -> (String, String) {
 }
 
 #[tokio::test]
-async fn tables_that_are_not_what_they_should_be_are_refused_by_name() {
+async fn tables_that_are_not_as_expected_are_refused_by_name() {
     for (damage, table, says) in [
         ("DROP TABLE setlist_votes", "setlist_votes", "absent"),
         (
@@ -329,13 +329,13 @@ async fn tables_that_are_not_what_they_should_be_are_refused_by_name() {
     ] {
         let Some((_, mut client)) = open(&SCHEMA).await else { return };
         client.batch_execute(damage).await.unwrap();
-        let (name, reason) = fault(&mut client).await;
+        let (name, reason) = check_error(&mut client).await;
         assert!(name == table && reason.contains(says), "{damage}: {name}: {reason}");
     }
 }
 
 #[tokio::test]
-async fn a_table_of_somebody_elses_is_left_alone() {
+async fn create_does_not_touch_another_applications_table() {
     let Some(server) = shared() else { return };
     let mut client = connect(&server.database().await).await;
     client
@@ -351,11 +351,11 @@ async fn a_table_of_somebody_elses_is_left_alone() {
         .query_one("SELECT count(*) FROM pg_class WHERE relname LIKE 'keepcount%'", &[])
         .await
         .unwrap();
-    assert_eq!(made.get::<_, i64>(0), 0, "nothing was made");
+    assert_eq!(made.get::<_, i64>(0), 0, "no table was created");
 }
 
 #[tokio::test]
-async fn a_name_that_postgresql_would_shortened_is_refused() {
+async fn name_that_postgresql_would_truncate_is_refused() {
     const MEMBERSHIP: Counter<(i64, i64)> =
         Counter::new("a.very.long.name.of.a.counter.of.forty.eight.let").version(12_345);
     const SUM: Counter<i64> = Counter::new("sum").sum_of(VOTES, MEMBERSHIP);
@@ -374,12 +374,12 @@ async fn a_name_that_postgresql_would_shortened_is_refused() {
         matches!(&error, Error::SchemaMismatch { reason, .. } if reason.contains("63")),
         "{error}"
     );
-    // An index with a name as long as may be.
+    // The name of its index has the maximum length.
     PostgresStore::new(&mut client, &FITS).create().await.unwrap();
 }
 
 #[tokio::test]
-async fn a_lock_that_is_held_and_a_snapshot_that_is_old_are_busy() {
+async fn held_lock_and_outdated_snapshot_are_busy() {
     let Some((config, mut client)) = open(&FIRST).await else { return };
     let mut batch = Batch::new();
     batch.add(VOTES, 1, 1);
@@ -419,7 +419,7 @@ async fn a_lock_that_is_held_and_a_snapshot_that_is_old_are_busy() {
 }
 
 #[tokio::test]
-async fn a_server_that_does_not_write_says_so_and_reads() {
+async fn read_only_server_refuses_writes_and_serves_reads() {
     let Some((_, mut client)) = open(&FIRST).await else { return };
     client.batch_execute("SET default_transaction_read_only = on").await.unwrap();
     let mut batch = Batch::new();
@@ -467,8 +467,8 @@ async fn keys_and_totals_that_do_not_fit_are_named() {
     many.add(LARGE, 9_u64, 1);
     let error = PostgresStore::new(&mut client, &KEYS).apply(&mut many.clone()).await.unwrap_err();
     assert_eq!(error.to_string(), "counter large, key 2: the total leaves 64 bits");
-    // Within a transaction that the error has aborted nobody can look which it was, unless there is
-    // one.
+    // In a transaction that the error has aborted, the store cannot look which key it was; it knows
+    // if there is only one.
     for (batch, says) in [(&one, "key 1:"), (&many, "key 0 or another of 3:")] {
         let tx = client.transaction().await.unwrap();
         let error =
@@ -481,10 +481,10 @@ async fn keys_and_totals_that_do_not_fit_are_named() {
     assert_eq!(PostgresStore::new(&mut client, &KEYS).total(LARGE, 0_u64).await.unwrap(), i64::MAX);
 }
 
-/// Whatever the server says to a write: what the caller is to do, and to which counter or stream it
-/// was.
+/// Every error of the server on a write becomes one that says what to do, and to which counter or
+/// stream it happened.
 #[tokio::test]
-async fn every_refusal_says_what_to_do() {
+async fn every_error_of_the_server_says_what_to_do() {
     let Some((_, mut client)) = open(&FIRST).await else { return };
     let refuse = "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS
                   'BEGIN RAISE EXCEPTION USING ERRCODE = current_setting(''test.code''), MESSAGE = ''no \"such\" thing''; END';
@@ -525,7 +525,7 @@ async fn every_refusal_says_what_to_do() {
                 Error::SchemaMismatch { table, .. } => {
                     assert!(schema.contains(&code) && table == "show_votes", "{code}: {text}");
                 }
-                // Of a statement whose table is not named, or of the commit.
+                // The error names no table of totals, or comes from the commit.
                 Error::Database { .. } => {
                     let is_other = ["23514", "XX000", "42P01"].contains(&code) || deferred;
                     assert!(is_other, "{code}: {text}");
@@ -543,7 +543,7 @@ async fn every_refusal_says_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_column_that_became_another_type_is_named() {
+async fn column_whose_type_changed_is_named() {
     let Some((_, mut client)) = open(&SECOND).await else { return };
     let mut batch = Batch::new();
     batch.add(LINKED, (1, 7), 1);
@@ -558,7 +558,7 @@ async fn a_column_that_became_another_type_is_named() {
 }
 
 #[tokio::test]
-async fn statements_that_are_prepared_are_run_as_they_are() {
+async fn prepared_statements_are_run_without_preparing_again() {
     let Some((_, mut client)) = open(&FIRST).await else { return };
     let prepared = PreparedStatements::new();
     let mut batch = Batch::new();
@@ -586,7 +586,7 @@ fn store<'c>(
 }
 
 #[tokio::test]
-async fn a_write_that_somebody_skips_is_refused_and_of_unknown_outcome_where_it_is_committed() {
+async fn write_that_a_trigger_skips_is_refused_or_unknown_once_committed() {
     let Some((_, mut client)) = open(&FIRST).await else { return };
     let skip = "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
                 CREATE TRIGGER t BEFORE INSERT ON show_votes FOR EACH ROW EXECUTE FUNCTION f()";
@@ -605,14 +605,14 @@ async fn a_write_that_somebody_skips_is_refused_and_of_unknown_outcome_where_it_
             .unwrap_err();
         assert_eq!(error.recovery(), Recovery::Indeterminate, "{error}");
     }
-    // Within the caller's transaction: what is written of it cannot be committed.
+    // In the caller's transaction, what is written of it cannot be committed.
     let tx = client.transaction().await.unwrap();
     assert!(PostgresStore::in_transaction(&tx, &FIRST).apply(&mut batch).await.is_err());
     assert!(tx.query("SELECT 1", &[]).await.is_err());
 }
 
 #[tokio::test]
-async fn prunes_and_rebuilds_see_what_is_committed_or_are_refused() {
+async fn prunes_and_rebuilds_at_repeatable_read_are_refused() {
     let Some((_, mut client)) = open(&SCHEMA).await else { return };
     let mut tx = client
         .build_transaction()
@@ -637,10 +637,10 @@ const WARM: Schema = Schema::new(&[
     HEAT_SUM.table().prunable(),
 ]);
 
-/// It came without a cutoff: a sum over what its base counter had lost was a number, and not an
-/// error.
+/// A new rollup used to have no cutoff: a sum over what its base counter had pruned was a number,
+/// and not an error.
 #[tokio::test]
-async fn a_rollup_that_comes_new_is_pruned_as_far_as_what_it_sums() {
+async fn new_rollup_has_the_cutoff_of_its_base() {
     let Some((_, mut client)) = open(&COOL).await else { return };
     PostgresStore::new(&mut client, &COOL).prune(HEAT_COUNTER, 5).await.unwrap();
     let mut store = PostgresStore::new(&mut client, &WARM);
@@ -658,7 +658,7 @@ async fn a_rollup_that_comes_new_is_pruned_as_far_as_what_it_sums() {
 }
 
 #[tokio::test]
-async fn a_create_that_finds_all_there_waits_for_no_writer() {
+async fn create_with_nothing_to_do_does_not_wait_for_writers() {
     let Some((config, mut client)) = open(&SECOND).await else { return };
     let mut other = connect(&config).await;
     let writer = other.transaction().await.unwrap();
@@ -731,7 +731,7 @@ async fn offsets_are_listed_by_pages_and_forgotten() {
 }
 
 #[tokio::test]
-async fn what_is_read_or_written_without_tables_says_so() {
+async fn reads_and_writes_without_tables_say_to_create_them() {
     let Some(server) = shared() else { return };
     let mut client = connect(&server.database().await).await;
     let mut batch = Batch::new();
@@ -752,10 +752,9 @@ async fn what_is_read_or_written_without_tables_says_so() {
     }
 }
 
-/// Text for migrations of one's own leaves what `create` leaves: tables, indexes, and what is
-/// ready.
+/// The text for your own migrations leaves the same as `create`: tables, indexes and readiness.
 #[tokio::test]
-async fn text_for_migrations_leaves_what_create_leaves() {
+async fn text_for_migrations_does_the_same_as_create() {
     const BOTH: Schema = SECOND.leaderboards(&[LISTED.id()]);
     const MADE: &str = "SELECT string_agg(line, E'\\n' ORDER BY line COLLATE \"C\") FROM (
         SELECT concat_ws(' ', name, key, version, placement, encode(cutoff, 'hex'), ready) AS line FROM keepcount_counters
@@ -784,7 +783,7 @@ async fn text_for_migrations_leaves_what_create_leaves() {
         let before = made(&by_text).await;
         let mut steps = vec![&FIRST];
         for schema in [&SECOND, &BOTH] {
-            // The text of a new database is refused, and makes nothing of it ready.
+            // The text for a new database is refused here, and makes no counter ready.
             assert!(
                 by_text
                     .batch_execute(&format!(
@@ -809,7 +808,7 @@ async fn text_for_migrations_leaves_what_create_leaves() {
             assert_eq!(made(&by_text).await, made(&by_create).await);
             steps.push(schema);
         }
-        // What is gone goes as `drop_counter` lets it go.
+        // The statements for a dropped counter do the same as `drop_counter`.
         let gone = keepcount::sql::migration(dialect, &FIRST, &BOTH).unwrap();
         assert!(gone.statements.is_empty());
         for gone in gone.drops {
@@ -820,10 +819,10 @@ async fn text_for_migrations_leaves_what_create_leaves() {
     }
 }
 
-/// Whose statement it was decides: the first name in quotes of the server's message was taken for
-/// the table, whatever it named and in whatever language.
+/// An error names the table of the statement that failed. It used to take the first quoted name in
+/// the server's message for the table, whatever it named and in whatever language.
 #[tokio::test]
-async fn a_refused_statement_names_the_table_it_is_about_or_says_that_it_is_the_applications() {
+async fn refused_statement_names_its_table_or_says_it_is_the_applications() {
     let Some((_, mut client)) = open(&FIRST).await else { return };
     client.batch_execute("CREATE TABLE notes (note TEXT)").await.unwrap();
     let mut batch = Batch::new();
@@ -852,8 +851,8 @@ async fn a_refused_statement_names_the_table_it_is_about_or_says_that_it_is_the_
             );
         }
     }
-    // What fails only when it is run, by every way of a write; the same names in the server's
-    // message are another's.
+    // Statements that fail only when they are run, by every way of a write. The server's message
+    // quotes a name of keepcount's all the same.
     let raise = "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS
                  'BEGIN RAISE EXCEPTION USING ERRCODE = NEW.note, MESSAGE = ''column \"show_votes\" is not there''; END';
                  CREATE TRIGGER t BEFORE INSERT ON notes FOR EACH ROW EXECUTE FUNCTION f()";
@@ -868,7 +867,7 @@ async fn a_refused_statement_names_the_table_it_is_about_or_says_that_it_is_the_
             assert!(error.to_string().contains("statement 1 of the application's own"), "{error}");
         }
     }
-    // A table of totals that lost its column, by every way.
+    // A table of totals without its column, by every way.
     client
         .batch_execute("DROP TRIGGER t ON notes; ALTER TABLE show_votes RENAME total TO sum")
         .await
@@ -889,10 +888,10 @@ async fn a_refused_statement_names_the_table_it_is_about_or_says_that_it_is_the_
     assert_eq!(notes.get::<_, i64>(0), 0);
 }
 
-/// It said "error deserializing column 1", and not why; the reason was in a source that no text
-/// had.
+/// The error used to be "error deserializing column 1", without the reason, which was in a source
+/// that no message showed.
 #[tokio::test]
-async fn a_total_of_another_type_says_which_and_where() {
+async fn total_of_another_type_names_the_type_and_the_table() {
     let Some((_, mut client)) = open(&FIRST).await else { return };
     let mut batch = Batch::new();
     batch.add(VOTES, 7, 1);
@@ -969,7 +968,7 @@ async fn a_transaction_commits_rows_and_totals_or_neither() {
             (then, _) => panic!("{then:?}: {failed}"),
         }
     }
-    // A task of its own, which panics.
+    // The work panics, in a task of its own.
     let panicked = tokio::spawn(async move {
         let mut store = PostgresStore::new(&mut client, &SCHEMA);
         let done = store.transaction(async |tx, batch| {

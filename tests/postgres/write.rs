@@ -1,13 +1,13 @@
-//! `PostgresStore::write`: rows and totals in one message, or in several, or in an ordinary
-//! transaction, with one result; values arrive as they would as parameters, and whatever is refused
-//! leaves nothing behind.
+//! `PostgresStore::write`: rows and totals in one message, in several, or in an ordinary
+//! transaction, with the same result. Values arrive as they would as parameters, and a refused
+//! write leaves nothing behind.
 
 use std::error::Error as StdError;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::postgres::{A_LOCK_IS_WAITED_FOR, connect, shared, wait_until};
+use crate::support::postgres::{LOCK_WAIT_EXISTS, connect, shared, wait_until};
 use crate::support::random::Random;
 use keepcount::{
     AsyncStore, Batch, Counter, Error, Leaderboard, PostgresStore, PreparedStatements, Recovery,
@@ -23,7 +23,7 @@ const VOTES: Counter<i64> = Counter::new("show.votes");
 const TAGS: Counter<(String, u128)> = Counter::new("show.tags");
 const SCHEMA: Schema = Schema::new(&[VOTES.table(), TAGS.table()]);
 const INSERT: &str = "INSERT INTO votes VALUES ($1)";
-/// An address has no text in keepcount: these rows are sent in several messages.
+/// keepcount has no text for an address: these rows are sent in several messages.
 const INSERT_FROM: &str = "INSERT INTO votes (id, address) VALUES ($1, $2)";
 const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -52,7 +52,7 @@ fn one(key: i64, delta: i64) -> Batch {
     batch
 }
 
-/// How many rows there are, and what they sum up to.
+/// The number of rows, and the sum of the totals.
 async fn written(client: &Client) -> (i64, i64) {
     let row = client.query_one(
         "SELECT count(*), (SELECT coalesce(sum(total), 0)::bigint FROM show_votes) FROM votes",
@@ -62,13 +62,13 @@ async fn written(client: &Client) -> (i64, i64) {
     (row.get(0), row.get(1))
 }
 
-/// How many statements are prepared.
+/// The number of prepared statements.
 async fn count(client: &Client) -> i64 {
     client.query_one("SELECT count(*) FROM pg_prepared_statements", &[]).await.unwrap().get(0)
 }
 
-/// How many statements can be run by name, and how often they were.
-async fn by_name(client: &Client) -> (i64, i64) {
+/// The number of keepcount's named statements, and how often they were run.
+async fn named_statements(client: &Client) -> (i64, i64) {
     let text = "SELECT count(*), coalesce(sum(generic_plans + custom_plans), 0)::bigint
                 FROM pg_prepared_statements WHERE name LIKE 'keepcount%'";
     let row = client.query_one(text, &[]).await.unwrap();
@@ -86,17 +86,17 @@ async fn rows_and_totals_are_written_in_one_round_trip_or_not_at_all() {
             let id = next * 10;
             let values: [&(dyn ToSql + Sync); 2] = [&id, &HOME];
             let values = &values[..=usize::from(from)];
-            let runs = by_name(&client).await.1;
+            let runs = named_statements(&client).await.1;
             let (rows, applied) = store(&mut client, prepared)
                 .write(&[(text, values)], &mut one(7, 1))
                 .await
                 .unwrap();
             assert_eq!((rows, applied.totals), (vec![1], 1));
             let is_message = prepared.is_some() && !from;
-            assert_eq!(by_name(&client).await.1 - runs, if is_message { 2 } else { 0 });
+            assert_eq!(named_statements(&client).await.1 - runs, if is_message { 2 } else { 0 });
             next += 1;
             assert_eq!(written(&client).await, (next, next));
-            // A total beyond 64 bits, which is named.
+            // A total beyond 64 bits: the error names its key.
             let error = store(&mut client, prepared)
                 .write(&[(INSERT, &[&(id + 1)])], &mut one(7, i64::MAX))
                 .await;
@@ -104,7 +104,7 @@ async fn rows_and_totals_are_written_in_one_round_trip_or_not_at_all() {
                 matches!(&error, Err(Error::Overflow { counter: "show.votes", key, .. }) if key == "7"),
                 "{error:?}"
             );
-            // A row that is there already: its total is not counted.
+            // A row that exists already: its delta is not added.
             let error = store(&mut client, prepared)
                 .write(&[(text, values)], &mut one(7, 1))
                 .await
@@ -119,7 +119,7 @@ async fn rows_and_totals_are_written_in_one_round_trip_or_not_at_all() {
             assert_eq!(written(&client).await, (next, next));
         }
     }
-    assert_eq!(by_name(&client).await.0, 3);
+    assert_eq!(named_statements(&client).await.0, 3);
 }
 
 #[tokio::test]
@@ -137,7 +137,7 @@ async fn several_rows_and_several_totals_are_one_transaction() {
     let rows: Vec<(&str, &[&(dyn ToSql + Sync)])> =
         values.iter().map(|values| (INSERT, &values[..])).collect();
     let all = ("UPDATE votes SET id = id + 100", &[][..]);
-    // The last is too much for a single round trip, and is written all the same.
+    // The last write is too much for a single round trip, and succeeds all the same.
     for (rows, wanted) in [(&rows[..3], 3), (&rows[3..], 14), (&rows[..], 17)] {
         let rows: Vec<_> = rows.iter().copied().chain([all]).collect();
         let (written, applied) =
@@ -153,8 +153,8 @@ async fn several_rows_and_several_totals_are_one_transaction() {
     for key in [("", 1_u128), ("it's \\ \"{},NULL\"", 2), ("NULL\n", u128::MAX)] {
         assert_eq!(store.total(TAGS, key).await.unwrap(), 6, "{key:?}");
     }
-    assert_eq!(by_name(&client).await, (4, 6 + 17));
-    // Rows that come back are no matter; nothing to write is no error.
+    assert_eq!(named_statements(&client).await, (4, 6 + 17));
+    // A statement may return rows, and a write may be empty.
     let returning =
         "INSERT INTO votes SELECT n + $1::bigint FROM generate_series(1, 3) AS n RETURNING id";
     let mut store = PostgresStore::new(&mut client, &SCHEMA).prepared(&prepared);
@@ -162,7 +162,7 @@ async fn several_rows_and_several_totals_are_one_transaction() {
     assert_eq!(store.write(&[], &mut Batch::new()).await.unwrap().0, Vec::<u64>::new());
 }
 
-/// What the driver sends for a value, whatever its type.
+/// The bytes that the driver sends for a value, whatever its type.
 #[derive(Debug, Clone)]
 struct Sent(Option<Vec<u8>>);
 
@@ -202,7 +202,8 @@ fn array(kind: &Type, first: i32, elements: &[Sent]) -> Sent {
     Sent(Some(bytes))
 }
 
-/// Backslashes, or letters beyond ASCII, but not both: such texts go as parameters.
+/// A text with backslashes or with letters beyond ASCII, but not with both: those are sent as
+/// parameters.
 fn text(random: &mut Random) -> String {
     const CHARS: [&str; 14] =
         ["\\", "a", "'", "\"", "{", "}", ",", "NULL", "\n", " ", "$1", ";", "\u{e9}", "\u{1f3b5}"];
@@ -212,7 +213,7 @@ fn text(random: &mut Random) -> String {
         .collect()
 }
 
-/// Any bits, and often such as are special.
+/// Random bits, often special ones.
 fn bits(random: &mut Random) -> u64 {
     let special = [
         0,
@@ -238,7 +239,7 @@ fn some(bytes: &[u8]) -> Sent {
 /// Microseconds from 2000-01-01 to the years 1 and 9999.
 const MOMENTS: (i64, i64) = (-63_082_281_600_000_000, 252_455_615_999_999_999);
 
-/// Columns of types that have a text, and what is sent for each.
+/// Columns of types that keepcount has a text for, and a value for each.
 fn values(random: &mut Random) -> Vec<(&'static str, Sent)> {
     let suffix = |bits: u64, bytes: usize| some(&bits.to_be_bytes()[8 - bytes..]);
     let nasty = |random: &mut Random| some(text(random).as_bytes());
@@ -280,8 +281,8 @@ fn values(random: &mut Random) -> Vec<(&'static str, Sent)> {
     ]
 }
 
-/// What has no text, or one that may be read otherwise.
-fn odd() -> Vec<(&'static str, Sent)> {
+/// Values that keepcount has no text for, or one that the server may read differently.
+fn values_without_text() -> Vec<(&'static str, Sent)> {
     let element = some(&7_i64.to_be_bytes());
     vec![
         ("name", some(b"as a text it would be cut off")),
@@ -299,9 +300,9 @@ fn odd() -> Vec<(&'static str, Sent)> {
     ]
 }
 
-/// Writes what is sent by both ways, and looks whether it became the same. Gives how many
-/// statements were run by name for it.
-async fn both_ways(client: &mut Client, values: &[(&str, Sent)]) -> i64 {
+/// Writes the values as parameters and by the store, and asserts that the rows are equal. Returns
+/// how often named statements were run for it.
+async fn assert_same_both_ways(client: &mut Client, values: &[(&str, Sent)]) -> i64 {
     let columns: Vec<String> =
         (0..).zip(values).map(|(at, (column, _))| format!("c{at} {column}")).collect();
     client
@@ -316,11 +317,11 @@ async fn both_ways(client: &mut Client, values: &[(&str, Sent)]) -> i64 {
     let params: Vec<&(dyn ToSql + Sync)> =
         values.iter().map(|(_, value)| value as &(dyn ToSql + Sync)).collect();
     client.execute(&insert(0), &params).await.unwrap();
-    // As another connection would, it prepares anew: the names are the same.
-    // What was run before of these names goes with them.
+    // New prepared statements take the same names, as those of another connection would. The server
+    // forgets how often the old ones of these names were run.
     let prepared = PreparedStatements::new();
     store(client, Some(&prepared)).write(&[(&insert(1), &params)], &mut one(1, 1)).await.unwrap();
-    let runs = by_name(client).await.1;
+    let runs = named_statements(client).await.1;
     let texts: Vec<String> =
         (0..values.len()).map(|at| format!("coalesce(c{at}::text, 'nothing')")).collect();
     let texts = format!("SELECT ARRAY[{}] FROM every ORDER BY way", texts.join(", "));
@@ -333,7 +334,7 @@ async fn both_ways(client: &mut Client, values: &[(&str, Sent)]) -> i64 {
     runs
 }
 
-/// Also by a server that takes a backslash for itself, and writes days and numbers its own way.
+/// Also on a server that reads a backslash as an escape, or writes dates and numbers differently.
 #[tokio::test]
 async fn values_arrive_as_they_would_as_parameters() {
     let Some((_, mut client)) = open().await else { return };
@@ -353,7 +354,7 @@ async fn values_arrive_as_they_would_as_parameters() {
         client.batch_execute(setting).await.unwrap();
         for _ in 0..100 {
             let values = values(&mut random);
-            assert_eq!(both_ways(&mut client, &values).await, 2);
+            assert_eq!(assert_same_both_ways(&mut client, &values).await, 2);
         }
     }
     assert_eq!(store(&mut client, None).total(VOTES, 1).await.unwrap(), 300);
@@ -362,13 +363,16 @@ async fn values_arrive_as_they_would_as_parameters() {
 #[tokio::test]
 async fn values_without_a_text_are_sent_as_parameters() {
     let Some((_, mut client)) = open().await else { return };
-    for value in odd() {
-        assert_eq!(both_ways(&mut client, &[value]).await, 0);
+    for value in values_without_text() {
+        assert_eq!(assert_same_both_ways(&mut client, &[value]).await, 0);
         client.batch_execute("DROP TABLE every").await.unwrap();
     }
-    // Beside one that has a text, and one that the caller sends as a text itself.
+    // Beside a value with a text, and for a value that the caller sends as text.
     let number = ("int8", some(&7_i64.to_be_bytes()));
-    assert_eq!(both_ways(&mut client, &[number, odd().remove(0)]).await, 0);
+    assert_eq!(
+        assert_same_both_ways(&mut client, &[number, values_without_text().remove(0)]).await,
+        0
+    );
     client.batch_execute("CREATE TABLE numbers (number INT8)").await.unwrap();
     let insert = "INSERT INTO numbers VALUES ($1)";
     store(&mut client, Some(&PreparedStatements::new()))
@@ -379,7 +383,7 @@ async fn values_without_a_text_are_sent_as_parameters() {
     assert_eq!(number, 12_345_678);
 }
 
-/// A number that is sent as its digits: eight bytes, as a number in binary is.
+/// A number that is sent as its digits: eight bytes, as many as in binary.
 #[derive(Debug)]
 struct Digits;
 
@@ -407,8 +411,8 @@ impl ToSql for Digits {
 /// A statement and its values.
 type Given<'v> = (&'v str, Vec<&'v (dyn ToSql + Sync)>);
 
-/// The driver leaves out a statement whose values it cannot send, and sends what comes behind:
-/// totals were committed without their row.
+/// The driver skips a statement whose values it cannot send, and sends the ones after it: totals
+/// used to be committed without their row.
 #[tokio::test]
 async fn rows_with_values_that_do_not_fit_write_nothing() {
     let Some((_, mut client)) = open().await else { return };
@@ -422,7 +426,7 @@ async fn rows_with_values_that_do_not_fit_write_nothing() {
         (vec![(INSERT, values(&7_i32))], "statement 1"),
         (vec![(INSERT, values(&7_i64)), (INSERT, values(&7_i32))], "statement 2"),
         (vec![(note, values(&"\0"))], "0x00"),
-        // It is a row that is too large, not a total.
+        // The row's value is too large, not a total.
         (vec![(narrow, values(&70_000_i64))], "smallint out of range"),
         (vec![("INSERT INTO vote VALUES ($1)", values(&7_i64))], "vote"),
     ];
@@ -440,7 +444,7 @@ async fn rows_with_values_that_do_not_fit_write_nothing() {
             assert_eq!(written(&client).await, (0, 0));
         }
     }
-    // The connection serves as before.
+    // The connection still works.
     store(&mut client, Some(&prepared))
         .write(&[(INSERT, &[&7_i64])], &mut one(7, 1))
         .await
@@ -449,7 +453,7 @@ async fn rows_with_values_that_do_not_fit_write_nothing() {
 }
 
 #[tokio::test]
-async fn what_fails_at_the_commit_is_known_to_have_failed() {
+async fn failure_at_the_commit_has_a_known_outcome() {
     let Some((_, mut client)) = open().await else { return };
     let prepared = PreparedStatements::new();
     let late = "ALTER TABLE votes ADD UNIQUE (address) DEFERRABLE INITIALLY DEFERRED";
@@ -469,13 +473,14 @@ async fn what_fails_at_the_commit_is_known_to_have_failed() {
 }
 
 #[tokio::test]
-async fn a_connection_that_does_not_know_the_names_is_written_to_all_the_same() {
+async fn connection_without_the_named_statements_can_be_written_to() {
     let Some((_, mut client)) = open().await else { return };
     let prepared = PreparedStatements::new();
     let (by_parameters, others) = (PreparedStatements::by_parameters(), PreparedStatements::new());
     let mut wanted = 0;
-    // By name; where they are not there they are prepared anew; a second set of statements on one
-    // connection takes the names over, and their runs are counted from there.
+    // Statements are run by name, and prepared anew if the server does not have them. A second set
+    // of statements on one connection takes the names over, and the server counts their runs from
+    // there.
     let turns = [
         (false, &prepared, 2),
         (true, &prepared, 2),
@@ -488,23 +493,24 @@ async fn a_connection_that_does_not_know_the_names_is_written_to_all_the_same() 
         for row in client.query(names, &[]).await.unwrap().iter().filter(|_| gone) {
             client.batch_execute(&format!("DEALLOCATE {}", row.get::<_, &str>(0))).await.unwrap();
         }
-        let before = by_name(&client).await.1;
+        let before = named_statements(&client).await.1;
         store(&mut client, Some(prepared))
             .write(&[(INSERT, &[&wanted])], &mut one(7, 1))
             .await
             .unwrap();
         wanted += 1;
         assert_eq!(written(&client).await, (wanted, wanted));
-        assert_eq!(by_name(&client).await.1 - before, runs);
+        assert_eq!(named_statements(&client).await.1 - before, runs);
     }
-    // The same names are taken over from statements that went without them.
+    // A third set takes the names over, too.
     store(&mut client, Some(&PreparedStatements::new()))
         .write(&[(INSERT, &[&wanted])], &mut one(7, 1))
         .await
         .unwrap();
     wanted += 1;
-    assert_eq!(by_name(&client).await, (2, 2));
-    // What cannot be prepared just now can be later; the error is that of the statement itself.
+    assert_eq!(named_statements(&client).await, (2, 2));
+    // A statement that cannot be prepared now can be prepared later. The error is that of the
+    // statement itself.
     let later = PreparedStatements::new();
     client.batch_execute("DEALLOCATE ALL; ALTER TABLE show_votes RENAME TO away").await.unwrap();
     let error = store(&mut client, Some(&later))
@@ -519,15 +525,15 @@ async fn a_connection_that_does_not_know_the_names_is_written_to_all_the_same() 
     client.batch_execute("ALTER TABLE away RENAME TO show_votes").await.unwrap();
     store(&mut client, Some(&later)).write(&[(INSERT, &[&wanted])], &mut one(7, 1)).await.unwrap();
     wanted += 1;
-    assert_eq!(by_name(&client).await, (2, 2));
-    // PREPARE takes no such statement.
+    assert_eq!(named_statements(&client).await, (2, 2));
+    // PREPARE does not accept this statement; it is written all the same.
     let notify = "NOTIFY votes";
     store(&mut client, Some(&PreparedStatements::new()))
         .write(&[(notify, &[])], &mut one(7, 1))
         .await
         .unwrap();
     assert_eq!(written(&client).await, (wanted, wanted + 1));
-    // Nor is there room for more than 256, of each kind.
+    // At most 256 statements of each kind are prepared.
     client.batch_execute("DEALLOCATE ALL").await.unwrap();
     let (prepared, before) = (PreparedStatements::new(), count(&client).await);
     for at in 0..300 {
@@ -546,7 +552,7 @@ const SUM: Counter<i64> = Counter::new("artist.votes").sum_of(VOTES, MEMBERSHIP)
 const LEADERBOARD: Leaderboard<i64> =
     Leaderboard::new("show.board", [VOTES]).by(|[total]| Some(total));
 
-/// Where totals have to be read first, it is a transaction as any other.
+/// A write that must read totals first is an ordinary transaction.
 #[tokio::test]
 async fn rollups_leaderboards_and_cutoffs_are_written_too() {
     const SUMMED: Schema = Schema::new(&[VOTES.table(), MEMBERSHIP.table(), SUM.table()]);
@@ -580,10 +586,10 @@ async fn rollups_leaderboards_and_cutoffs_are_written_too() {
     }
 }
 
-/// Whoever deletes a parent holds it, and wants the total: a write that holds the total while it
-/// waits for the parent would be a deadlock.
+/// A transaction that deletes a parent locks it, and then needs the total. A write that held the
+/// total while it waits for the parent would cause a deadlock.
 #[tokio::test]
-async fn a_total_is_not_held_while_a_row_waits_for_its_parent() {
+async fn total_is_not_locked_while_a_row_waits_for_its_parent() {
     let Some((config, mut client)) = open().await else { return };
     client.batch_execute("CREATE TABLE shows (id BIGINT PRIMARY KEY)").await.unwrap();
     client.batch_execute("ALTER TABLE votes ADD FOREIGN KEY (id) REFERENCES shows").await.unwrap();
@@ -601,7 +607,7 @@ async fn a_total_is_not_held_while_a_row_waits_for_its_parent() {
                 .await
         });
         let watcher = connect(&config).await;
-        wait_until(&watcher, A_LOCK_IS_WAITED_FOR).await;
+        wait_until(&watcher, LOCK_WAIT_EXISTS).await;
         tx.batch_execute("SET LOCAL lock_timeout = '2s'").await.unwrap();
         PostgresStore::in_transaction(&tx, &SCHEMA).apply(&mut one(id, -5)).await.unwrap();
         tx.commit().await.unwrap();
@@ -615,9 +621,9 @@ async fn a_total_is_not_held_while_a_row_waits_for_its_parent() {
     }
 }
 
-/// A way to a server on which the next `from` that is said to it becomes `to`, of the same length,
-/// while it is armed.
-async fn tampered(
+/// Connects through a proxy. While `words` is set to `from` and `to`, of the same length, the proxy
+/// replaces the next `from` that the client sends.
+async fn connect_tampered(
     config: &Config,
     words: Arc<Mutex<Option<(&'static str, &'static str)>>>,
 ) -> Client {
@@ -662,13 +668,14 @@ async fn tampered(
     connect(&way).await
 }
 
-/// A COMMIT that the server refuses before it runs it, as one that is cancelled, left the client in
-/// an aborted transaction: all that came later on it failed, as [`Recovery::Permanent`], for ever.
+/// A COMMIT that the server refuses before it runs it (because it was cancelled, for example) used
+/// to leave the client in an aborted transaction. All later calls on it failed, as
+/// [`Recovery::Permanent`], for ever.
 #[tokio::test]
-async fn a_commit_that_is_refused_before_it_runs_leaves_the_client_idle() {
+async fn commit_refused_before_it_runs_leaves_the_client_idle() {
     let Some((config, watcher)) = open().await else { return };
     let words = Arc::new(Mutex::new(None));
-    let mut client = tampered(&config, Arc::clone(&words)).await;
+    let mut client = connect_tampered(&config, Arc::clone(&words)).await;
     for (turn, refused) in (0..).zip(["COMMIT", "BEGIN"]) {
         for call in 0..6 {
             let words_of_way = match refused {
@@ -691,7 +698,7 @@ async fn a_commit_that_is_refused_before_it_runs_leaves_the_client_idle() {
             };
             assert!(
                 *words.lock().unwrap() != Some(words_of_way) || call == 4,
-                "{call}: nothing of the kind was said"
+                "{call}: the client did not send {refused}"
             );
             *words.lock().unwrap() = None;
             let error = error.unwrap_err();
@@ -704,7 +711,7 @@ async fn a_commit_that_is_refused_before_it_runs_leaves_the_client_idle() {
                 0,
                 "{call}: {error}"
             );
-            // All of it works as before.
+            // The client works as before.
             let prepared = PreparedStatements::new();
             let mut by = store(&mut client, Some(&prepared));
             by.write(&[(INSERT, &[&id])], &mut one(7, 1)).await.unwrap();
@@ -715,10 +722,10 @@ async fn a_commit_that_is_refused_before_it_runs_leaves_the_client_idle() {
     }
 }
 
-/// A future that is dropped sends a ROLLBACK and waits for nothing; where that is cancelled, the
-/// client stays in an aborted transaction, and nobody was told.
+/// A future that is dropped sends a ROLLBACK and waits for nothing. If that ROLLBACK is cancelled,
+/// the client stays in an aborted transaction, and no error reports it.
 #[tokio::test]
-async fn a_client_that_was_left_in_an_aborted_transaction_serves_again() {
+async fn client_left_in_an_aborted_transaction_works_again() {
     let Some((_, mut client)) = open().await else { return };
     let prepared = PreparedStatements::new();
     let parameters = PreparedStatements::by_parameters();
@@ -745,7 +752,7 @@ async fn a_client_that_was_left_in_an_aborted_transaction_serves_again() {
     }
 }
 
-/// Statements that a connection forgot, by DISCARD ALL as poolers do, failed for ever.
+/// Statements that a connection forgot, by DISCARD ALL as poolers send it, used to fail for ever.
 #[tokio::test]
 async fn statements_that_the_server_forgot_are_prepared_anew() {
     let Some((_, mut client)) = open().await else { return };
@@ -755,7 +762,7 @@ async fn statements_that_the_server_forgot_are_prepared_anew() {
         for prepared in [&named, &parameters] {
             for call in 0..5 {
                 let before = written(&client).await;
-                // Known, then forgotten.
+                // The server knows the statements, and then has forgotten them.
                 for turn in [0, 1] {
                     let mut by = store(&mut client, Some(prepared));
                     id += 1;
@@ -765,7 +772,7 @@ async fn statements_that_the_server_forgot_are_prepared_anew() {
                         2 => assert_eq!(by.total(VOTES, 7).await.unwrap(), before.1),
                         3 => by.create().await.unwrap(),
                         _ => {
-                            // In the caller's transaction nobody but the caller can begin anew.
+                            // In the caller's transaction only the caller can begin anew.
                             let tx = client.transaction().await.unwrap();
                             let mut by =
                                 PostgresStore::in_transaction(&tx, &SCHEMA).prepared(prepared);
@@ -793,29 +800,30 @@ async fn statements_that_the_server_forgot_are_prepared_anew() {
             }
         }
     }
-    // They are known again, by name too.
-    let before = by_name(&client).await.1;
+    // The server knows them again, by name too.
+    let before = named_statements(&client).await.1;
     store(&mut client, Some(&named)).write(&[(INSERT, &[&-1_i64])], &mut one(7, 1)).await.unwrap();
     store(&mut client, Some(&named)).write(&[(INSERT, &[&-2_i64])], &mut one(7, 1)).await.unwrap();
-    assert_eq!(by_name(&client).await.1 - before, 4);
+    assert_eq!(named_statements(&client).await.1 - before, 4);
 }
 
-/// With `array_nulls = off` the server took the null of an array's literal for the text NULL.
+/// With `array_nulls = off` the server reads the null of an array's literal as the text NULL. Arrays
+/// with nulls used to arrive like that.
 #[tokio::test]
-async fn a_null_in_an_array_arrives_as_a_null_whatever_the_settings() {
+async fn null_in_an_array_arrives_as_a_null_with_any_settings() {
     let Some((_, mut client)) = open().await else { return };
     for setting in ["SET array_nulls = on", "SET array_nulls = off"] {
         client.batch_execute(setting).await.unwrap();
         let texts = array(&Type::TEXT, 1, &[some(b"a"), Sent(None), some(b"NULL")]);
-        both_ways(&mut client, &[("text[]", texts)]).await;
+        assert_same_both_ways(&mut client, &[("text[]", texts)]).await;
         client.batch_execute("DROP TABLE every").await.unwrap();
     }
 }
 
-/// An outcome that nobody knew could not be found out: what was written again was written twice, or
-/// refused as being there.
+/// A write of unknown outcome could not be repeated: the repeat was written twice, or refused
+/// because the row existed.
 #[tokio::test]
-async fn a_write_with_an_offset_is_written_once_however_often_it_is_given() {
+async fn write_with_an_offset_is_written_once_however_often_repeated() {
     let Some((_, mut client)) = open().await else { return };
     let prepared = PreparedStatements::new();
     for (turn, prepared) in (0_i64..).zip([None, Some(&prepared)]) {
@@ -834,7 +842,7 @@ async fn a_write_with_an_offset_is_written_once_however_often_it_is_given() {
                 assert_eq!(written(&client).await, (turn * 3 + id % 10, turn * 3 + id % 10));
             }
         }
-        // A gap, and a row that is refused, write nothing and move nothing.
+        // A gap, or a row that is refused, writes nothing and does not move the offset.
         let stream_range = StreamRange::new(&stream, 9, 9).unwrap();
         let done = store(&mut client, prepared)
             .write_idempotent(&[(INSERT, &[&99_i64])], &mut one(7, 1), &stream_range)

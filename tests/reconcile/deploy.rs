@@ -1,9 +1,9 @@
-//! docs/deploy.md acted out by processes on one file: old and new ones write side by side, the new
-//! counters are backfilled by a job that is killed again and again, and at the end the old ones are
-//! dropped. Whoever reads meanwhile reads what is exact, or is refused.
+//! The procedure of docs/deploy.md with processes on one file. Old and new processes write side by
+//! side, a job that is killed repeatedly backfills the new counters, and at the end the old ones
+//! are dropped. Meanwhile every read is exact or refused.
 
+use crate::support::full_test_name;
 use crate::support::random::Random;
-use crate::support::test_of;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,11 +17,11 @@ use keepcount::reconcile::{
 use keepcount::{Batch, Counter, Error, Leaderboard, Record, Schema, SqliteStore, Store, Tally};
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow};
 
-// An application in three releases. The first counts votes. The second counts them in another way
-// as well, and sums that by show, which it ranks. The third has left the first way behind.
+// An application in three releases. The first counts votes. The second also counts their weights,
+// sums those by show, and ranks the shows. The third no longer has the first counter.
 
 const VOTES: Counter<i64> = Counter::new("setlist.votes");
-/// Weights, without spam.
+/// The weights of votes that are not spam.
 const VOTES_2: Counter<i64> = VOTES.version(2);
 const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("setlist.show");
 const SHOWS: Counter<i64> = Counter::new("show.votes").sum_of(VOTES_2, MEMBERSHIP);
@@ -87,9 +87,9 @@ fn open(path: &Path) -> Connection {
 
 const ROLE: &str = "KEEPCOUNT_DEPLOY_ROLE";
 
-/// What a process of its own runs: this test, with what it is to be.
+/// The entry point of a spawned process: this test, with its role in the environment.
 #[test]
-fn a_process_of_the_application() {
+fn spawned_process_runs_its_role() {
     let Ok(role) = std::env::var(ROLE) else { return };
     let words: Vec<&str> = role.splitn(3, ' ').collect();
     let (number, path) = (words[1].parse().unwrap(), Path::new(words[2]));
@@ -102,17 +102,17 @@ fn a_process_of_the_application() {
     }
 }
 
-/// Beside the database, for the processes of one release: end.
+/// A file beside the database that tells the writers of a release to end.
 fn stop_file(path: &Path, release: usize) -> PathBuf {
     path.with_extension(format!("stop-{release}"))
 }
 
-/// Beside it too: this writer has begun.
+/// A file beside the database that a writer creates once it has written.
 fn begun_file(path: &Path, number: u64) -> PathBuf {
     path.with_extension(format!("begun-{number}"))
 }
 
-/// Starts as an application does, and writes until it is told to end.
+/// Creates the tables as an application does at its start, and writes until it is told to end.
 fn write<const RELEASE: usize>(path: &Path, seed: u64) {
     let (conn, mut random) = (open(path), Random(seed));
     SqliteStore::new(&conn, RELEASES[RELEASE - 1]).create().unwrap();
@@ -121,7 +121,7 @@ fn write<const RELEASE: usize>(path: &Path, seed: u64) {
         if turn == 20 {
             fs::write(begun_file(path, seed), "").unwrap();
         }
-        assert!(turn < 60_000, "nobody ends it");
+        assert!(turn < 60_000, "the writer was not told to end");
         if stop.exists() {
             return;
         }
@@ -136,7 +136,8 @@ fn write<const RELEASE: usize>(path: &Path, seed: u64) {
     }
 }
 
-/// A statement on the rows, and its hooks; old values are of the statement itself.
+/// Runs a random statement on the rows and its hooks. Old values come from the statement itself or
+/// from a read in its transaction.
 fn change<const RELEASE: usize>(conn: &Connection, random: &mut Random, batch: &mut Batch) {
     let (id, weight, spam) = (random.below(SETLISTS), random.below(7) - 2, random.below(4) == 0);
     match random.below(10) {
@@ -194,12 +195,13 @@ fn audit<'a>(conn: &'a Connection, schema: &'a Schema) -> SqliteAudit<'a> {
     audit
 }
 
-/// Where a job keeps its place.
+/// The file in which a job keeps its token.
 fn token_file(path: &Path) -> PathBuf {
     path.with_extension("token")
 }
 
-/// Backfills what is not ready, a page a leg; may be killed anywhere.
+/// Backfills the counters that are not ready, in legs of one page. The process may be killed at any
+/// moment.
 fn job(path: &Path) {
     let conn = open(path);
     let unready = SqliteStore::new(&conn, &SECOND).unready().unwrap();
@@ -213,20 +215,20 @@ fn job(path: &Path) {
     let mut audit = audit(&conn, &SECOND);
     while let Some(token) = run(&mut backfill, &mut audit, &mut SystemRuntime::new()).unwrap().token
     {
-        keep(path, &token);
+        store_token(path, &token);
         thread::sleep(Duration::from_millis(2));
         backfill = Reconciler::resume(Mode::Backfill, &SECOND, &token, leg).unwrap();
     }
 }
 
-/// Whoever is killed leaves the old place or the new one.
-fn keep(path: &Path, token: &Token) {
+/// Stores the token. A process that is killed here leaves the old token or the new one.
+fn store_token(path: &Path, token: &Token) {
     let beside = path.with_extension("token-new");
     fs::write(&beside, token.to_string()).unwrap();
     fs::rename(beside, token_file(path)).unwrap();
 }
 
-/// The site: its file, and its processes, which end with it.
+/// The site: its database file and its writer processes, which are killed when it is dropped.
 struct Site {
     path: PathBuf,
     writers: Vec<(usize, Child)>,
@@ -250,7 +252,11 @@ impl Site {
     fn spawn(&mut self, role: &str) -> Child {
         self.started += 1;
         Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", &test_of(module_path!(), "a_process_of_the_application"), "--quiet"])
+            .args([
+                "--exact",
+                &full_test_name(module_path!(), "spawned_process_runs_its_role"),
+                "--quiet",
+            ])
             .env(ROLE, format!("{role} {} {}", self.started, self.path.display()))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -267,13 +273,13 @@ impl Site {
             if begun.exists() {
                 return;
             }
-            self.running();
+            self.assert_writers_run();
             thread::sleep(Duration::from_millis(3));
         }
-        panic!("a writer of release {release} does not begin");
+        panic!("a writer of release {release} did not begin");
     }
 
-    /// Ends the writers of a release, none of which may have failed.
+    /// Ends the writers of a release, and asserts that none failed.
     fn end(&mut self, release: usize) {
         fs::write(stop_file(&self.path, release), "").unwrap();
         for (_, mut writer) in self.writers.extract_if(.., |(of, _)| *of == release) {
@@ -282,19 +288,19 @@ impl Site {
         fs::remove_file(stop_file(&self.path, release)).unwrap();
     }
 
-    fn running(&mut self) {
+    fn assert_writers_run(&mut self) {
         for (release, writer) in &mut self.writers {
             let ended: Option<ExitStatus> = writer.try_wait().unwrap();
             assert!(ended.is_none(), "a writer of release {release} ended: {ended:?}");
         }
     }
 
-    /// Reads again and again.
+    /// Reads snapshots repeatedly and asserts that no writer has ended.
     fn watch(&mut self, times: u32, mut look: impl FnMut(&Moment<'_>)) {
         let conn = open(&self.path);
         for _ in 0..times {
             look(&Moment::of(&conn));
-            self.running();
+            self.assert_writers_run();
             thread::sleep(Duration::from_millis(2));
         }
     }
@@ -309,7 +315,7 @@ impl Drop for Site {
     }
 }
 
-// What is read, and what is true.
+// The totals that are read, and the true ones.
 
 type Totals = BTreeMap<i64, i64>;
 
@@ -328,15 +334,15 @@ impl<'c> Moment<'c> {
         rows.map(Result::unwrap).filter(|(_, total)| *total != 0).collect()
     }
 
-    fn true_first(&self) -> Totals {
+    fn recount_first(&self) -> Totals {
         self.rows("SELECT setlist, count(*) FROM votes GROUP BY setlist")
     }
 
-    fn true_second(&self) -> Totals {
+    fn recount_second(&self) -> Totals {
         self.rows("SELECT setlist, sum(weight) FROM votes WHERE NOT spam GROUP BY setlist")
     }
 
-    fn true_shows(&self) -> Totals {
+    fn recount_shows(&self) -> Totals {
         self.rows(
             "SELECT s.show, sum(v.weight) FROM votes AS v JOIN setlists AS s ON s.id = v.setlist WHERE NOT v.spam GROUP BY s.show",
         )
@@ -349,17 +355,18 @@ impl<'c> Moment<'c> {
         }
     }
 
-    /// What was counted all along is exact at any moment.
-    fn first_is_exact(&self, schema: &Schema) {
-        assert_eq!(self.read(schema, VOTES), Some(self.true_first()));
+    /// Asserts that the counter of the first release is exact.
+    fn assert_first_exact(&self, schema: &Schema) {
+        assert_eq!(self.read(schema, VOTES), Some(self.recount_first()));
     }
 
-    /// What came new is refused, or exact; says which of the two.
-    fn second_is_exact_if_ready(&self, schema: &Schema) -> [bool; 2] {
-        let known = [(VOTES_2, self.true_second()), (SHOWS, self.true_shows())];
+    /// Asserts that each counter of the second release is exact if it can be read. Returns which of
+    /// them can be.
+    fn assert_second_exact_if_ready(&self, schema: &Schema) -> [bool; 2] {
+        let known = [(VOTES_2, self.recount_second()), (SHOWS, self.recount_shows())];
         known.map(|(counter, expected)| {
             self.read(schema, counter).is_some_and(|totals| {
-                assert_eq!(totals, expected, "{counter:?} is read, and wrong");
+                assert_eq!(totals, expected, "the totals of {counter:?} are readable and wrong");
                 true
             })
         })
@@ -373,67 +380,72 @@ impl Drop for Moment<'_> {
 }
 
 #[test]
-fn a_rolling_deploy_of_counters_a_version_a_rollup_and_a_leaderboard() {
+fn rolling_deploy_of_a_version_a_rollup_and_a_leaderboard_reads_exact_totals() {
     let mut site = Site::new();
-    // The first release, for a while.
+    // Only the first release runs.
     site.start(1);
     site.start(1);
-    site.watch(80, |moment| moment.first_is_exact(&FIRST));
+    site.watch(80, |moment| moment.assert_first_exact(&FIRST));
 
-    // The second comes, process by process; an old one that restarts meanwhile may start.
+    // The second release starts process by process. Meanwhile a process of the first release may
+    // restart.
     site.start(2);
     site.start(1);
     site.watch(100, |moment| {
-        moment.first_is_exact(&FIRST);
-        moment.first_is_exact(&SECOND);
-        assert_eq!(moment.second_is_exact_if_ready(&SECOND), [false, false]);
+        moment.assert_first_exact(&FIRST);
+        moment.assert_first_exact(&SECOND);
+        assert_eq!(moment.assert_second_exact_if_ready(&SECOND), [false, false]);
     });
     site.start(2);
     site.end(1);
 
-    // Every writer runs the new hooks by now: the backfill, beside them, killed wherever it is.
-    let killed = backfill_by_a_job_that_is_killed(&mut site);
+    // Every writer now runs the new hooks. The backfill runs beside them and is killed at random
+    // moments.
+    let killed = backfill_with_killed_jobs(&mut site);
     println!("the job was killed {killed} times");
     assert!(killed >= 3, "killed {killed} times");
     site.watch(50, |moment| {
-        moment.first_is_exact(&SECOND);
-        assert_eq!(moment.second_is_exact_if_ready(&SECOND), [true, true]);
+        moment.assert_first_exact(&SECOND);
+        assert_eq!(moment.assert_second_exact_if_ready(&SECOND), [true, true]);
     });
 
-    // The leaderboard is made when all processes keep it.
+    // The leaderboard is rebuilt once every process updates it.
     let conn = open(&site.path);
     let second = SqliteStore::new(&conn, &SECOND);
     assert!(matches!(second.top(RANK, 1), Err(Error::NotReady { counter: "show.board", .. })));
     second.rebuild(RANK).unwrap();
-    // From here on the first release cannot come back.
-    assert!(!site.spawn("writer-1").wait().unwrap().success(), "it would not let votes climb");
+    // From now on the first release cannot start.
+    assert!(
+        !site.spawn("writer-1").wait().unwrap().success(),
+        "the first release would not update the rollup"
+    );
 
-    // The third release leaves the first way of counting out; the second still counts both.
+    // The third release does not have the first counter. The second one still writes both.
     site.start(3);
     site.start(3);
     site.watch(80, |moment| {
-        assert_eq!(moment.second_is_exact_if_ready(&THIRD), [true, true]);
+        assert_eq!(moment.assert_second_exact_if_ready(&THIRD), [true, true]);
     });
     site.end(2);
     let third = SqliteStore::new(&conn, &THIRD);
     assert_eq!(third.orphaned().unwrap(), ["setlist.votes"]);
     third.drop_counter("setlist.votes").unwrap();
     site.watch(40, |moment| {
-        assert_eq!(moment.second_is_exact_if_ready(&THIRD), [true, true]);
+        assert_eq!(moment.assert_second_exact_if_ready(&THIRD), [true, true]);
     });
     site.end(3);
-    the_end_is_exact(&conn);
+    assert_final_totals_exact(&conn);
 }
 
-/// Gives how often the job was killed: each time once it has noted another place, and worked on for
-/// a while.
-fn backfill_by_a_job_that_is_killed(site: &mut Site) -> u32 {
+/// Returns how often the job was killed: each time after it has stored another token and run for a
+/// random time.
+fn backfill_with_killed_jobs(site: &mut Site) -> u32 {
     let (conn, mut random) = (open(&site.path), Random(41));
     let place = |site: &Site| fs::read(token_file(&site.path)).ok();
     let (mut killed, mut ready) = (0, [false, false]);
     loop {
         let (before, mut job) = (place(site), site.spawn("job"));
-        // How many more looks it lives.
+        // The number of checks until the job is killed.
         let mut doomed: Option<u64> = None;
         let ended = loop {
             if let Some(ended) = job.try_wait().unwrap() {
@@ -445,10 +457,10 @@ fn backfill_by_a_job_that_is_killed(site: &mut Site) -> u32 {
                 None if killed < 25 && place(site) != before => doomed = Some(random.below(20)),
                 None => {}
             }
-            let now = Moment::of(&conn).second_is_exact_if_ready(&SECOND);
-            assert!(now >= ready, "what is ready stays so");
+            let now = Moment::of(&conn).assert_second_exact_if_ready(&SECOND);
+            assert!(now >= ready, "a ready counter is no longer ready");
             ready = now;
-            site.running();
+            site.assert_writers_run();
             thread::sleep(Duration::from_millis(2));
         };
         if let Some(ended) = ended {
@@ -461,17 +473,17 @@ fn backfill_by_a_job_that_is_killed(site: &mut Site) -> u32 {
     }
 }
 
-fn the_end_is_exact(conn: &Connection) {
+fn assert_final_totals_exact(conn: &Connection) {
     let third = SqliteStore::new(conn, &THIRD);
     third.check().unwrap();
     assert_eq!((third.orphaned().unwrap(), third.unready().unwrap()), (vec![], vec![]));
     let moment = Moment::of(conn);
-    assert_eq!(moment.second_is_exact_if_ready(&THIRD), [true, true]);
-    let mut wanted: Vec<(i64, i64)> = moment.true_shows().into_iter().collect();
+    assert_eq!(moment.assert_second_exact_if_ready(&THIRD), [true, true]);
+    let mut wanted: Vec<(i64, i64)> = moment.recount_shows().into_iter().collect();
     wanted.sort_by_key(|(show, votes)| (-votes, *show));
     let ranked = third.top(RANK, usize::MAX).unwrap();
     assert_eq!(ranked.iter().map(|line| (line.key, line.score)).collect::<Vec<_>>(), wanted);
-    assert!(moment.true_second().len() > 100, "there is much to compare");
+    assert!(moment.recount_second().len() > 100, "too few totals to compare");
     drop(moment);
     let mut verify = Reconciler::new(Mode::Verify, &THIRD, Options::default()).unwrap();
     let report = run(&mut verify, &mut audit(conn, &THIRD), &mut SystemRuntime::new()).unwrap();

@@ -1,6 +1,6 @@
-//! The job: due times against a naive list, without a clock; and its thread, where no assertion
-//! depends on how fast the machine is. A wait has a bound so generous that only a thread that does
-//! not wake at all exceeds it.
+//! Jobs. Due times are compared with a naive list, without a clock. Tests of the thread do not
+//! depend on the speed of the machine: a wait is bounded so generously that only a thread that
+//! never wakes exceeds the bound.
 
 use std::panic::panic_any;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,7 +16,7 @@ use proptest::prelude::*;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const MS: Duration = Duration::from_millis(1);
-/// Far less than the hour that a job sleeps which is not woken.
+/// The bound of a wait: far less than the hour that a job sleeps if nothing wakes it.
 const LONGEST: Duration = Duration::from_secs(60);
 
 fn schedules() -> impl Strategy<Value = Schedule> {
@@ -31,7 +31,7 @@ fn schedules() -> impl Strategy<Value = Schedule> {
 
 proptest! {
     #[test]
-    fn every_due_time_is_in_its_interval_moved_by_its_share_at_most(
+    fn due_time_is_moved_by_at_most_the_jitter_share_of_the_interval(
         interval in 1..=u64::MAX, first in any::<u64>(), jitter in 0..=50_u8, seed: u64, number in 0..=u64::MAX,
     ) {
         let schedule = Schedule::every(Duration::from_nanos(interval))
@@ -45,16 +45,18 @@ proptest! {
     }
 
     #[test]
-    fn due_times_rise_by_half_an_interval_at_least(schedule in schedules(), number in 0..1_u64 << 20) {
+    fn due_times_are_at_least_half_an_interval_apart(
+        schedule in schedules(), number in 0..1_u64 << 20,
+    ) {
         let half = schedule.first_after(Duration::ZERO).jitter_percent(0).due(1) / 2;
         prop_assert!(schedule.due(number + 1) >= schedule.due(number) + half);
     }
 
     #[test]
-    fn the_next_due_time_is_the_first_that_is_later(
+    fn next_due_time_is_the_first_later_one(
         schedule in schedules(), number in 0..200_u64, moved in -2..=2_i64,
     ) {
-        // About a due time, where an error of one would show.
+        // Times near a due time, where an off-by-one error would show.
         let due = i64::try_from(schedule.due(number).as_nanos()).unwrap();
         let moment = Duration::from_nanos(u64::try_from((due + moved).max(0)).unwrap());
         let naive = (0..=number + 3).find(|number| schedule.due(*number) > moment).unwrap();
@@ -65,13 +67,13 @@ proptest! {
     fn runs_of_any_length_never_overlap_and_never_queue_up(
         schedule in schedules(), lengths in prop::collection::vec(0..500_u32, 1..50),
     ) {
-        // The lengths are percents of the interval.
+        // The lengths are percentages of the interval.
         let interval = schedule.first_after(Duration::ZERO).jitter_percent(0).due(1);
         let (mut number, mut free_at) = (0, Duration::ZERO);
         for percent in lengths {
             let start = schedule.due(number);
-            prop_assert!(start >= free_at, "it overlaps");
-            prop_assert!(start <= free_at.max(schedule.due(0)) + interval * 3 / 2, "it is late");
+            prop_assert!(start >= free_at, "the runs overlap");
+            prop_assert!(start <= free_at.max(schedule.due(0)) + interval * 3 / 2, "a late run");
             free_at = start + interval * percent / 100;
             let next = schedule.next_after(free_at);
             prop_assert!(next > number);
@@ -80,7 +82,7 @@ proptest! {
     }
 
     #[test]
-    fn no_schedule_panics(
+    fn extreme_schedules_do_not_panic(
         interval: u64, nanos in 0..1_000_000_000_u32, first: u64, jitter: u8, seed: u64, number: u64, moment: u64,
     ) {
         let schedule = Schedule::every(Duration::new(interval, nanos))
@@ -93,14 +95,15 @@ proptest! {
 }
 
 #[test]
-fn jitter_depends_on_the_seed_alone_and_spreads() {
+fn jitter_depends_only_on_the_seed_and_covers_its_whole_range() {
     let schedule = Schedule::every(Duration::from_secs(100)).jitter_percent(50);
     let moved = |seed: u64| -> Vec<u64> {
         (0..1000).map(|number| schedule.seed(seed).due(number).as_secs() - 100 * number).collect()
     };
     assert_eq!(moved(1), moved(1));
     assert_ne!(moved(1), moved(2));
-    // Every one of the fifty seconds comes up, within one process and between processes.
+    // Every one of the fifty seconds occurs, over the runs of one seed and over the seeds of many
+    // processes.
     assert!((0..50).all(|second| moved(7).contains(&second)));
     assert!(
         (0..50).all(|second| (0..1000).any(|seed| schedule.seed(seed).due(0).as_secs() == second))
@@ -108,7 +111,7 @@ fn jitter_depends_on_the_seed_alone_and_spreads() {
 }
 
 #[test]
-fn what_cannot_be_used_is_a_setting() {
+fn unusable_schedules_and_names_are_refused() {
     let spawn = |schedule: Schedule, name: &str| schedule.spawn(name, |_| Ok(())).map(Job::join);
     let refused = |spawned: Result<Status, Error>, wanted: &str| match spawned {
         Err(error @ Error::InvalidUse { .. }) => assert_eq!(error.to_string(), wanted),
@@ -123,15 +126,15 @@ fn what_cannot_be_used_is_a_setting() {
     spawn(Schedule::every(Duration::MAX).jitter_percent(50), "rare").unwrap();
 }
 
-/// A job that sleeps for an hour, and the end of a channel into which each run says its number,
-/// from 1 on.
-fn sleeper(
+/// Spawns a job with an interval of an hour. Each run sends its number, from 1 on, into the
+/// returned channel.
+fn hourly_job(
     work: impl FnMut(u64, &AtomicBool) -> Result<(), keepcount::Cause> + Send + 'static,
 ) -> (Job, Receiver<u64>) {
-    asleep(Schedule::every(HOUR), work)
+    first_after_an_hour(Schedule::every(HOUR), work)
 }
 
-fn asleep(
+fn first_after_an_hour(
     schedule: Schedule,
     mut work: impl FnMut(u64, &AtomicBool) -> Result<(), keepcount::Cause> + Send + 'static,
 ) -> (Job, Receiver<u64>) {
@@ -145,8 +148,8 @@ fn asleep(
     (job.unwrap(), ran)
 }
 
-/// Waits until the job's status is so.
-fn until(job: &Job, wanted: impl Fn(&Status) -> bool) -> Status {
+/// Waits until the job's status satisfies a condition, and returns it.
+fn wait_until(job: &Job, wanted: impl Fn(&Status) -> bool) -> Status {
     loop {
         let status = job.status();
         if wanted(&status) {
@@ -158,7 +161,7 @@ fn until(job: &Job, wanted: impl Fn(&Status) -> bool) -> Status {
 }
 
 #[test]
-fn the_first_run_is_at_once_by_default_and_on_a_thread_of_the_given_name() {
+fn first_run_is_immediate_and_on_a_thread_of_the_given_name() {
     let (names, told) = channel();
     let job = Schedule::every(HOUR).spawn("votes", move |_| {
         names.send(thread::current().name().map(str::to_owned))?;
@@ -166,13 +169,13 @@ fn the_first_run_is_at_once_by_default_and_on_a_thread_of_the_given_name() {
     });
     assert_eq!(told.recv_timeout(LONGEST).unwrap().as_deref(), Some("votes"));
     let job = job.unwrap();
-    let status = until(&job, |status| !status.running);
+    let status = wait_until(&job, |status| !status.running);
     assert_eq!((status.runs, status.skipped, status.next_due), (1, 0, Some(HOUR)));
     assert!(status.last_started <= status.last_ended && status.last_ended <= Some(status.age));
 }
 
 #[test]
-fn runs_never_overlap_and_what_is_due_meanwhile_is_skipped() {
+fn runs_never_overlap_and_due_times_during_a_run_are_skipped() {
     let inside = Arc::new(AtomicU64::new(0));
     let job = Schedule::every(MS).spawn("long", move |_| {
         assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two runs at once");
@@ -192,25 +195,25 @@ fn runs_never_overlap_and_what_is_due_meanwhile_is_skipped() {
     });
     let status = job.join();
     assert_eq!(status.panics, 0, "{status:?}");
-    // A run takes twenty intervals at least; the last may not have been.
+    // A run takes at least twenty intervals. The due times of the last run may not have passed.
     assert!(status.skipped >= 5 * 19, "{status:?}");
     let passed = u64::try_from(status.last_ended.unwrap().as_millis()).unwrap() + 1;
-    // Those that were asked for took no due time, so they may count in addition.
+    // Runs that `run_now` requested use no due time, so they may add to the sum.
     assert!(status.skipped <= passed && status.skipped + status.runs >= passed, "{status:?}");
 }
 
 #[test]
-fn a_sleeping_job_ends_at_once() {
-    let (job, ran) = sleeper(|_, _| Ok(()));
-    thread::sleep(10 * MS); // most likely it sleeps now; if not, the test is of a stop before it does
+fn sleeping_job_stops_immediately() {
+    let (job, ran) = hourly_job(|_, _| Ok(()));
+    thread::sleep(10 * MS); // most likely it sleeps now; if not, it is stopped before that
     let status = job.join();
     assert!(status.age < LONGEST && ran.recv().is_err());
     assert_eq!((status.runs, status.running, status.next_due), (0, false, None));
 }
 
 #[test]
-fn stop_does_not_wait_and_the_run_under_way_sees_the_flag() {
-    let (job, ran) = sleeper(|_, stop| {
+fn stop_returns_immediately_and_sets_the_flag_of_the_current_run() {
+    let (job, ran) = hourly_job(|_, stop| {
         while !stop.load(Ordering::Relaxed) {
             thread::sleep(MS);
         }
@@ -275,11 +278,11 @@ fn work_that_sets_the_flag_ends_its_own_job() {
         Ok(())
     });
     let job = job.unwrap();
-    until(&job, |status| status.runs == 1 && status.next_due.is_none());
+    wait_until(&job, |status| status.runs == 1 && status.next_due.is_none());
     assert_eq!(job.join().runs, 1);
 }
 
-/// Its drop panics, as what is thrown may.
+/// A panic payload that panics when it is dropped.
 struct Bomb;
 
 impl Drop for Bomb {
@@ -300,8 +303,8 @@ impl std::fmt::Display for Unspeakable {
 }
 
 #[test]
-fn panics_and_errors_are_contained_and_told_and_the_job_goes_on() {
-    let (job, ran) = sleeper(|number, _| match number {
+fn panics_and_errors_are_reported_and_the_job_continues() {
+    let (job, ran) = hourly_job(|number, _| match number {
         1 => panic!("a text"),
         2 => panic!("a text, and {number}"),
         3 => panic_any(Bomb),
@@ -319,18 +322,18 @@ fn panics_and_errors_are_contained_and_told_and_the_job_goes_on() {
     for (number, text) in (1..).zip(texts) {
         job.run_now();
         assert_eq!(ran.recv_timeout(LONGEST).unwrap(), number);
-        let status = until(&job, |status| status.runs == number);
+        let status = wait_until(&job, |status| status.runs == number);
         assert_eq!(status.last_error.as_deref(), Some(text));
         assert!(status.failing && !status.running);
     }
     job.run_now();
-    let status = until(&job, |status| status.runs == 6);
+    let status = wait_until(&job, |status| status.runs == 6);
     assert_eq!((status.failures, status.panics, status.failing), (1, 4, false));
     assert_eq!(status.last_error.as_deref(), Some("panic: no words"));
-    assert_eq!(status.next_due, Some(HOUR), "asking for runs moves no due time");
+    assert_eq!(status.next_due, Some(HOUR), "`run_now` moves no due time");
 }
 
-/// An error whose reason is in its source.
+/// An error whose cause is in its source.
 #[derive(Debug)]
 struct Hiding(std::num::ParseIntError);
 
@@ -347,11 +350,11 @@ impl std::error::Error for Hiding {
 }
 
 #[test]
-fn the_last_error_says_its_causes_too() {
-    let (job, ran) = sleeper(|_, _| Err(Hiding("x".parse::<u8>().unwrap_err()))?);
+fn last_error_includes_its_causes() {
+    let (job, ran) = hourly_job(|_, _| Err(Hiding("x".parse::<u8>().unwrap_err()))?);
     job.run_now();
     ran.recv_timeout(LONGEST).unwrap();
-    let status = until(&job, |status| status.runs == 1);
+    let status = wait_until(&job, |status| status.runs == 1);
     assert_eq!(
         status.last_error.as_deref(),
         Some("the import failed: invalid digit found in string")
@@ -359,7 +362,7 @@ fn the_last_error_says_its_causes_too() {
 }
 
 #[test]
-fn a_job_that_keeps_panicking_slows_down_until_it_does_not() {
+fn job_that_panics_repeatedly_slows_down_until_a_run_does_not_panic() {
     let job = Schedule::every(MS).slow_after(3).spawn("panics", {
         let mut number = 0;
         move |stop| {
@@ -370,31 +373,33 @@ fn a_job_that_keeps_panicking_slows_down_until_it_does_not() {
         }
     });
     let job = job.unwrap();
-    let status = until(&job, |status| status.runs == 8);
-    // The third to the fifth panic cost nine due times each; of a slow machine, more.
+    let status = wait_until(&job, |status| status.runs == 8);
+    // After the third, fourth and fifth panic nine due times each are skipped, and more on a slow
+    // machine.
     assert_eq!(status.panics, 5);
     assert!(status.skipped >= 27 && status.last_started.unwrap() >= 34 * MS, "{status:?}");
 }
 
 #[test]
-fn slow_ends_with_the_first_run_that_does_not_panic() {
-    let (job, _ran) = asleep(Schedule::every(HOUR).slow_after(3), |number, _| match number {
-        1 | 3..=6 | 9 => panic!("{number}"),
-        7 => Err("an error is no panic")?,
-        _ => Ok(()),
-    });
-    // After each run, the hour in which the next one is due.
+fn slow_schedule_ends_with_the_first_run_that_does_not_panic() {
+    let (job, _ran) =
+        first_after_an_hour(Schedule::every(HOUR).slow_after(3), |number, _| match number {
+            1 | 3..=6 | 9 => panic!("{number}"),
+            7 => Err("an error is no panic")?,
+            _ => Ok(()),
+        });
+    // After each run: the hour at which the next run is due.
     for (run, hour) in (1..).zip([1, 1, 1, 1, 10, 10, 1, 1, 1]) {
         job.run_now();
-        let status = until(&job, |status| status.runs == run);
+        let status = wait_until(&job, |status| status.runs == run);
         assert_eq!((status.next_due, status.skipped), (Some(hour * HOUR), 0), "after run {run}");
     }
 }
 
 #[test]
-fn asking_wakes_a_sleeping_job_and_asking_often_during_a_run_is_one_more() {
+fn run_now_wakes_a_job_and_several_calls_during_a_run_add_one_run() {
     let (go_on, wait) = channel();
-    let (job, ran) = sleeper(move |number, _| {
+    let (job, ran) = hourly_job(move |number, _| {
         if number == 1 {
             wait.recv()?;
         }
@@ -407,13 +412,13 @@ fn asking_wakes_a_sleeping_job_and_asking_often_during_a_run_is_one_more() {
     }
     go_on.send(()).unwrap();
     assert_eq!(ran.recv_timeout(LONGEST).unwrap(), 2);
-    until(&job, |status| status.runs == 2);
+    wait_until(&job, |status| status.runs == 2);
     assert!(ran.recv_timeout(50 * MS).is_err());
     let status = job.join();
     assert_eq!((status.runs, status.skipped), (2, 0));
 }
 
-/// Says when it is dropped.
+/// Sends a message when it is dropped.
 struct Told(Sender<()>);
 
 impl Drop for Told {
@@ -423,10 +428,10 @@ impl Drop for Told {
 }
 
 #[test]
-fn a_job_that_is_dropped_has_ended() {
+fn drop_of_a_job_waits_for_its_end() {
     let (drops, dropped) = channel();
     let told = Told(drops);
-    let (job, ran) = sleeper(move |_, stop| {
+    let (job, ran) = hourly_job(move |_, stop| {
         let _told = &told;
         while !stop.load(Ordering::Relaxed) {
             thread::sleep(MS);
@@ -437,7 +442,7 @@ fn a_job_that_is_dropped_has_ended() {
     job.run_now();
     ran.recv_timeout(LONGEST).unwrap();
     drop(job);
-    // Not `recv`: the work is gone already, with all that it held.
+    // Not `recv`: the work and all that it owns must be dropped already.
     dropped.try_recv().unwrap();
 }
 
@@ -445,7 +450,7 @@ fn a_job_that_is_dropped_has_ended() {
 fn work_may_drop_its_own_job() {
     let (drops, dropped) = channel();
     let own = Arc::new(Mutex::new(None::<Job>));
-    let (job, ran) = sleeper({
+    let (job, ran) = hourly_job({
         let (own, told) = (Arc::clone(&own), Told(drops));
         move |_, stop| {
             let _told = &told;
@@ -456,7 +461,7 @@ fn work_may_drop_its_own_job() {
     });
     job.run_now();
     own.lock().unwrap().replace(job);
-    // It may have found no job to drop yet.
+    // The run may have started before the job was stored, and found none to drop.
     while dropped.try_recv().is_err() {
         if let Some(job) = &*own.lock().unwrap() {
             job.run_now();

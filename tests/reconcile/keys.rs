@@ -52,8 +52,8 @@ fn votes() -> Vec<Vote> {
         .collect()
 }
 
-/// What is counted beside the rows: every key is off.
-fn drift() -> Batch {
+/// Deltas without rows, which make every total wrong.
+fn drift_batch() -> Batch {
     let mut batch = Batch::new();
     for vote in votes() {
         batch.add(SHOW_VOTES, vote.show, 1);
@@ -78,11 +78,11 @@ fn sqlite() -> Connection {
     conn
 }
 
-fn count(batch: &mut Batch) {
+fn add_votes_and_drift(batch: &mut Batch) {
     for vote in votes() {
         batch.insert(&vote);
     }
-    let mut more = drift();
+    let mut more = drift_batch();
     batch.merge(&mut more);
 }
 
@@ -96,18 +96,18 @@ fn sqlite_audit(conn: &Connection) -> SqliteAudit<'_> {
     audit
 }
 
-/// An audit of every kind, over totals of which each is off.
+/// Calls `each` with an audit of every kind, over totals that are all wrong.
 fn with_each_audit(mut each: impl FnMut(&str, &mut dyn Audit)) {
     let mut batch = Batch::new();
     let mut store = MemoryStore::new(&SCHEMA);
-    count(&mut batch);
+    add_votes_and_drift(&mut batch);
     store.apply(&mut batch).unwrap();
     let mut memory = MemoryAudit::new(&mut store);
     memory.rows(&OF_VOTES, votes).unwrap();
     each("memory", &mut memory);
 
     let store = MemoryStore::new(&SCHEMA);
-    count(&mut batch);
+    add_votes_and_drift(&mut batch);
     store.begin(&mut batch).unwrap().commit().unwrap();
     let mut live =
         MemoryAudit::live(&store, GracePeriod::after(Duration::from_secs(1)), SystemRuntime::new());
@@ -115,7 +115,7 @@ fn with_each_audit(mut each: impl FnMut(&str, &mut dyn Audit)) {
     each("memory, live", &mut live);
 
     let conn = sqlite();
-    count(&mut batch);
+    add_votes_and_drift(&mut batch);
     SqliteStore::new(&conn, &SCHEMA).apply(&mut batch).unwrap();
     each("SQLite", &mut sqlite_audit(&conn));
 }
@@ -125,7 +125,7 @@ fn found(report: &Report) -> Vec<(String, i64, i64)> {
     samples.map(|sample| (sample.key_text(), sample.stored, sample.expected)).collect()
 }
 
-fn all(audit: &mut dyn Audit) -> Vec<(String, i64, i64)> {
+fn verify_all(audit: &mut dyn Audit) -> Vec<(String, i64, i64)> {
     let counters = [SHOW_VOTES.id(), SONG_VOTES.id()];
     found(
         &verify(&SCHEMA)
@@ -139,7 +139,7 @@ fn all(audit: &mut dyn Audit) -> Vec<(String, i64, i64)> {
 #[test]
 fn run_over_a_key_reports_and_repairs_that_key_alone() {
     with_each_audit(|kind, audit| {
-        let mut left = all(audit);
+        let mut left = verify_all(audit);
         assert_eq!(left.len(), 41 + SONGS.len() * 3, "{kind}");
         for (counter, key) in [
             (SHOW_VOTES.id(), "-20"),
@@ -169,7 +169,7 @@ fn run_over_a_key_reports_and_repairs_that_key_alone() {
                 verify(&SCHEMA).key_text(&counter, key).run(audit).unwrap().drift() == 0,
                 "{kind}, {key}"
             );
-            assert_eq!(all(audit), left, "{kind}, {key}: nothing else is repaired");
+            assert_eq!(verify_all(audit), left, "{kind}, {key}: nothing else is repaired");
         }
     });
 }
@@ -191,7 +191,7 @@ fn run_over_several_keys_takes_each_once_in_any_order() {
             "{kind}: 55 has no rows and no total"
         );
         assert!(found(&of(Mode::Verify).run(audit).unwrap()).is_empty(), "{kind}");
-        // Between keys a run ends at its limits, without a token.
+        // A run over keys stops at its limits between two keys, without a token.
         let report = of(Mode::Verify).options(Options::default().max_pages(1)).run(audit).unwrap();
         assert_eq!(
             (report.outcome, report.pages, report.token),
@@ -204,13 +204,13 @@ fn run_over_several_keys_takes_each_once_in_any_order() {
 #[test]
 fn run_over_a_key_of_a_rollup_compares_it_with_what_it_sums() {
     with_each_audit(|kind, audit| {
-        // The rollup follows its base, drift and all.
+        // The rollup includes the drift of its base, so it has none of its own.
         let report = verify(&SCHEMA).key(ARTIST_VOTES, 1).run(audit).unwrap();
         assert_eq!((report.drift(), report.counters.len(), report.pages), (0, 1, 1), "{kind}");
     });
     let conn = sqlite();
     let mut batch = Batch::new();
-    count(&mut batch);
+    add_votes_and_drift(&mut batch);
     SqliteStore::new(&conn, &SCHEMA).apply(&mut batch).unwrap();
     conn.execute("UPDATE artist_votes SET total = total + 1", ()).unwrap();
     let report = repair(&SCHEMA).key(ARTIST_VOTES, 1).run(&mut sqlite_audit(&conn)).unwrap();
@@ -224,7 +224,7 @@ fn run_over_a_key_of_a_rollup_compares_it_with_what_it_sums() {
 }
 
 #[test]
-fn run_over_a_key_is_no_run_over_its_counter() {
+fn run_over_a_key_does_not_verify_its_counter() {
     with_each_audit(|kind, audit| {
         let mut freshness = Freshness::new(&SCHEMA);
         repair(&SCHEMA).options(Options::default().samples(0)).run(audit).unwrap();
@@ -240,7 +240,7 @@ fn run_over_a_key_is_no_run_over_its_counter() {
 }
 
 #[test]
-fn keys_that_cannot_be_are_refused() {
+fn invalid_keys_and_combinations_are_refused() {
     let run = |run: Run<'_>| run.reconciler().map(drop).unwrap_err();
     let (votes, songs) = (SHOW_VOTES.id(), SONG_VOTES.id());
     assert!(matches!(run(verify(&SCHEMA).key_text(&votes, "seven")), Error::Key { .. }));
@@ -258,7 +258,7 @@ fn keys_that_cannot_be_are_refused() {
     };
     assert!(matches!(keys(&[]), Error::InvalidUse { .. }));
     assert!(matches!(keys(&[KeyBuf::of::<String>("x")]), Error::Key { .. }));
-    // A source that is empty while many totals are not is no reason to take one of them away.
+    // An empty source with many totals that are not 0 is refused, even for a run over one key.
     let mut store = MemoryStore::new(&SCHEMA);
     let mut batch = Batch::new();
     (0..150).for_each(|show: i64| batch.add(SHOW_VOTES, show, 1));

@@ -1,4 +1,4 @@
-//! What a run does step by step, in virtual time and over a scripted audit; its tokens and reports.
+//! The steps of a run, in virtual time and over a scripted audit, and its tokens and reports.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -20,22 +20,22 @@ use uuid::Uuid;
 
 const A: Counter<i64> = Counter::new("a.votes");
 const B: Counter<i64> = Counter::new("b.votes");
-/// Against the order of names.
+/// Not in the order of names.
 const TWO: Schema = Schema::new(&[B.table(), A.table()]);
 const ONE: Schema = Schema::new(&[A.table()]);
 const PARENT: Counter<(i64, i64)> = Counter::new("a.parent");
 const SUM: Counter<i64> = Counter::new("sum.votes").sum_of(A, PARENT);
 const LEVELS: Schema = Schema::new(&[A.table(), PARENT.table(), SUM.table()]);
 
-/// Rows and totals of one counter: key, sum, number of rows; key, total.
+/// The rows of one counter, by key: their sum and their number. Its totals, by key.
 #[derive(Debug, Clone, Default)]
 struct Side {
     rows: BTreeMap<i64, (i64, u64)>,
     totals: BTreeMap<i64, i64>,
 }
 
-/// An audit in maps, which writes down what it is asked, takes the time that it is told to, and
-/// fails when it is told to.
+/// An audit over maps. It logs every request, takes the configured time, and fails with the
+/// configured errors.
 #[derive(Debug, Default)]
 struct Fake {
     clock: Clock,
@@ -43,9 +43,9 @@ struct Fake {
     log: Vec<String>,
     measure_takes: Duration,
     repair_takes: Duration,
-    /// One for each call, as long as there are any.
+    /// The result of each call, in order; calls beyond the list succeed.
     errors: VecDeque<Option<Error>>,
-    /// What looks answer from the second of a counter on.
+    /// The answer of every probe of a counter from the second on.
     later: Option<ProbeResult>,
     identity: u64,
 }
@@ -56,7 +56,7 @@ fn millis(millis: u64) -> Duration {
 
 fn busy() -> Error {
     Error::Busy {
-        operation: "mending".to_owned(),
+        operation: "repairing".to_owned(),
         reason: "somebody holds it",
         cause: "locked".into(),
     }
@@ -67,7 +67,7 @@ fn broken() -> Error {
 }
 
 impl Fake {
-    /// Counters with the keys `0..keys`, each of two rows and a total of 2.
+    /// Counters with the keys `0..keys`, each with two rows and a total of 2.
     fn clean(keys: i64) -> Self {
         let side = Side {
             rows: (0..keys).map(|key| (key, (2, 2))).collect(),
@@ -167,8 +167,8 @@ fn reconciler(mode: Mode, options: Options) -> Reconciler {
     Reconciler::new(mode, &TWO, options).unwrap()
 }
 
-/// A run over a fake in its own time.
-fn go(fake: &mut Fake, mode: Mode, options: Options) -> (Result<Report>, World, Reconciler) {
+/// Runs the fake with a world that shares its clock.
+fn run_fake(fake: &mut Fake, mode: Mode, options: Options) -> (Result<Report>, World, Reconciler) {
     let mut world = World::at(&fake.clock);
     let mut reconciler = reconciler(mode, options);
     (run(&mut reconciler, fake, &mut world), world, reconciler)
@@ -179,9 +179,9 @@ fn options() -> Options {
 }
 
 #[test]
-fn a_verify_only_measures_counter_by_counter_in_the_order_of_names() {
+fn verify_compares_counters_in_the_order_of_names_and_repairs_nothing() {
     let mut fake = Fake::clean(3).wrong(A, [1]);
-    let report = go(&mut fake, Mode::Verify, options().page(2)).0.unwrap();
+    let report = run_fake(&mut fake, Mode::Verify, options().page(2)).0.unwrap();
     assert_eq!(
         fake.log,
         [
@@ -197,9 +197,9 @@ fn a_verify_only_measures_counter_by_counter_in_the_order_of_names() {
 }
 
 #[test]
-fn a_repair_looks_at_everything_before_its_first_page_and_repairs_page_by_page() {
+fn repair_probes_all_counters_before_its_first_page_and_repairs_page_by_page() {
     let mut fake = Fake::clean(3).wrong(A, [0, 1, 2]).wrong(B, [2]);
-    let report = go(&mut fake, Mode::Repair, options().page(2)).0.unwrap();
+    let report = run_fake(&mut fake, Mode::Repair, options().page(2)).0.unwrap();
     assert_eq!(
         fake.log,
         [
@@ -219,7 +219,7 @@ fn a_repair_looks_at_everything_before_its_first_page_and_repairs_page_by_page()
 }
 
 #[test]
-fn a_scope_is_looked_at_once_and_alone() {
+fn scoped_run_handles_each_counter_of_its_scope_once_and_no_others() {
     const UNKNOWN: Counter<i64> = Counter::new("c.votes");
 
     let mut fake = Fake::clean(1);
@@ -240,7 +240,7 @@ fn a_scope_is_looked_at_once_and_alone() {
 // Limits.
 
 #[test]
-fn a_run_that_ends_on_its_last_allowed_page_is_complete() {
+fn run_whose_last_page_is_the_last_allowed_one_is_complete() {
     for (limit, pages, outcome) in [
         (1, 1, Outcome::Limit("pages")),
         (3, 3, Outcome::Limit("pages")),
@@ -248,38 +248,43 @@ fn a_run_that_ends_on_its_last_allowed_page_is_complete() {
         (5, 4, Outcome::Complete),
     ] {
         let mut fake = Fake::clean(4);
-        let report = go(&mut fake, Mode::Verify, options().page(2).max_pages(limit)).0.unwrap();
+        let report =
+            run_fake(&mut fake, Mode::Verify, options().page(2).max_pages(limit)).0.unwrap();
         assert_eq!((report.pages, &report.outcome), (pages, &outcome));
         assert_eq!(report.token.is_none(), report.complete());
         assert_eq!(fake.count("measure"), usize::try_from(pages).unwrap());
-        assert_eq!(report.counters.len(), 2, "reached or not");
+        assert_eq!(report.counters.len(), 2, "all counters are reported, reached or not");
     }
 }
 
 #[test]
-fn rows_and_time_end_a_run_at_the_end_of_a_page() {
-    // Two keys a page, so four rows.
+fn limits_of_rows_and_time_end_a_run_at_the_end_of_a_page() {
+    // A page of two keys has four rows.
     for (rows, pages) in [(1, 1), (4, 1), (5, 2), (8, 2), (9, 3)] {
-        let report =
-            go(&mut Fake::clean(8), Mode::Verify, options().page(2).max_rows(rows)).0.unwrap();
+        let report = run_fake(&mut Fake::clean(8), Mode::Verify, options().page(2).max_rows(rows))
+            .0
+            .unwrap();
         assert_eq!((report.pages, report.outcome), (pages, Outcome::Limit("rows")), "{rows}");
     }
     for (time, pages) in [(1, 1), (10, 1), (11, 2), (30, 3)] {
         let mut fake = Fake { measure_takes: millis(10), ..Fake::clean(8) };
         fake.clock.pass(millis(12_345));
         let report =
-            go(&mut fake, Mode::Verify, options().page(2).max_time(millis(time))).0.unwrap();
+            run_fake(&mut fake, Mode::Verify, options().page(2).max_time(millis(time))).0.unwrap();
         assert_eq!((report.pages, report.outcome), (pages, Outcome::Limit("time")), "{time}");
     }
     let mut fake = Fake { measure_takes: millis(10), ..Fake::clean(4) };
     let report =
-        go(&mut fake, Mode::Verify, options().page(2).max_time(millis(40)).max_rows(16)).0.unwrap();
-    assert!(report.complete(), "limits reached with the last page are no stop: {report}");
+        run_fake(&mut fake, Mode::Verify, options().page(2).max_time(millis(40)).max_rows(16))
+            .0
+            .unwrap();
+    assert!(report.complete(), "limits that the last page reaches stop nothing: {report}");
 }
 
 #[test]
-fn a_stop_comes_between_pages_and_finishes_the_page_under_way() {
-    // Asked before each step: identify, look, look, throttle, measure, repair, throttle, measure ..
+fn stop_takes_effect_after_the_current_page() {
+    // The stop is checked before each step: identify, probe, probe, throttle, compare, repair,
+    // throttle, compare, and so on.
     for (stop_at, log) in [(0, 1), (1, 1), (2, 2), (3, 3), (4, 3), (5, 5), (6, 5), (7, 5), (8, 7)] {
         let mut fake = Fake::clean(6).wrong(A, 0..6);
         let mut world = World { stop_at: Some(stop_at), ..World::at(&fake.clock) };
@@ -299,46 +304,52 @@ fn a_stop_comes_between_pages_and_finishes_the_page_under_way() {
 // Pace.
 
 #[test]
-fn a_duty_cycle_rests_as_long_as_its_share_says() {
+fn duty_cycle_waits_in_proportion_to_the_work_of_a_page() {
     for (duty, waits) in [(25, [30; 3]), (50, [10; 3]), (10, [90; 3])] {
         let mut fake = Fake { measure_takes: millis(10), ..Fake::clean(4) };
-        let (report, world, _) = go(&mut fake, Mode::Verify, options().page(2).duty_percent(duty));
+        let (report, world, _) =
+            run_fake(&mut fake, Mode::Verify, options().page(2).duty_percent(duty));
         assert!(report.unwrap().complete());
-        assert_eq!(world.waited(), waits, "no rest after the last page");
+        assert_eq!(world.waited(), waits, "no wait after the last page");
         assert!(world.waits.iter().all(|(_, reason)| reason == "duty cycle"));
     }
     let mut fake = Fake { measure_takes: millis(10), ..Fake::clean(4) };
-    assert!(go(&mut fake, Mode::Verify, options().page(2)).1.waits.is_empty());
-    // A repair is work too.
+    assert!(run_fake(&mut fake, Mode::Verify, options().page(2)).1.waits.is_empty());
+    // A repair counts as work too.
     let mut fake =
         Fake { measure_takes: millis(10), repair_takes: millis(7), ..Fake::clean(4).wrong(A, [2]) };
-    let (_, world, _) = go(&mut fake, Mode::Repair, options().page(2).duty_percent(25));
+    let (_, world, _) = run_fake(&mut fake, Mode::Repair, options().page(2).duty_percent(25));
     assert_eq!(world.waited(), [30, 51, 30]);
 }
 
 #[test]
-fn a_rate_of_rows_is_kept_on_average() {
+fn row_rate_limit_holds_on_average() {
     let mut fake = Fake { measure_takes: millis(10), ..Fake::clean(4) };
     fake.clock.pass(millis(777));
-    // Four rows a page: a page may begin every 40 ms.
-    let (_, world, _) = go(&mut fake, Mode::Verify, options().page(2).rows_per_second(100));
+    // A page has four rows, so one may begin every 40 ms.
+    let (_, world, _) = run_fake(&mut fake, Mode::Verify, options().page(2).rows_per_second(100));
     assert_eq!(world.waits, vec![(30, "rows per second".to_owned()); 3]);
-    // The longer of two waits holds.
+    // Of two waits, the longer one applies.
     let mut fake = Fake { measure_takes: millis(10), ..Fake::clean(4) };
     let (_, world, _) =
-        go(&mut fake, Mode::Verify, options().page(2).rows_per_second(100).duty_percent(50));
+        run_fake(&mut fake, Mode::Verify, options().page(2).rows_per_second(100).duty_percent(50));
     assert_eq!(world.waited(), [30; 3]);
     let mut fake = Fake { measure_takes: millis(20), ..Fake::clean(4) };
     let (_, world, _) =
-        go(&mut fake, Mode::Verify, options().page(2).rows_per_second(100).duty_percent(25));
+        run_fake(&mut fake, Mode::Verify, options().page(2).rows_per_second(100).duty_percent(25));
     assert_eq!(world.waited(), [60; 3]);
-    // A slow page is caught up with.
+    // A slow page needs no wait after it.
     let mut fake = Fake { measure_takes: millis(70), ..Fake::clean(4) };
-    assert!(go(&mut fake, Mode::Verify, options().page(2).rows_per_second(100)).1.waits.is_empty());
+    assert!(
+        run_fake(&mut fake, Mode::Verify, options().page(2).rows_per_second(100))
+            .1
+            .waits
+            .is_empty()
+    );
 }
 
 #[test]
-fn a_shut_barrier_holds_the_run_and_says_why() {
+fn closed_throttle_delays_the_run_and_gives_its_reason() {
     let mut fake = Fake::clean(4);
     let mut world = World::at(&fake.clock);
     world.throttles = [None, Some("load 9"), Some("lag 3 s"), None, Some("load 8")].into();
@@ -351,10 +362,10 @@ fn a_shut_barrier_holds_the_run_and_says_why() {
 }
 
 #[test]
-fn a_barrier_that_stays_shut_ends_the_run_as_stalled() {
+fn throttle_that_stays_closed_ends_the_run_as_stalled() {
     let mut fake = Fake::clean(4);
     let mut world = World::at(&fake.clock);
-    // An open gate in between begins the time anew.
+    // An open throttle in between restarts the stall time.
     world.throttles = [Some("lag"), Some("lag"), Some("lag"), None].into();
     world.shut = Some("load");
     let stall = options().page(2).stall_after(millis(1_000));
@@ -368,16 +379,16 @@ fn a_barrier_that_stays_shut_ends_the_run_as_stalled() {
 }
 
 #[test]
-fn a_busy_step_is_tried_again_after_doubling_waits_and_then_given_up() {
+fn busy_step_is_retried_after_doubling_waits_and_then_fails() {
     let doubling = [50, 100, 200, 400, 800, 1_000, 1_000];
-    // Identify, look, look, measure: each step of its own may fail.
+    // Identify, probe, probe, compare, repair: any of these steps may fail.
     for before in 0..5 {
         for retries in [0, 1, 5, 7] {
             let mut fake = Fake::clean(4).wrong(A, [0, 2]);
             fake.errors =
                 (0..before).map(|_| None).chain((0..=retries).map(|_| Some(busy()))).collect();
             let (result, world, repair) =
-                go(&mut fake, Mode::Repair, options().page(2).retries(retries));
+                run_fake(&mut fake, Mode::Repair, options().page(2).retries(retries));
             let error = result.unwrap_err();
             assert_eq!(error.recovery(), Recovery::Retry);
             assert_eq!(world.waited(), doubling[..retries as usize], "after {before} steps");
@@ -390,20 +401,20 @@ fn a_busy_step_is_tried_again_after_doubling_waits_and_then_given_up() {
             assert_eq!(repair.report().outcome, Outcome::Failed);
         }
     }
-    // One failure fewer is none, and a success makes the next failure the first again.
+    // As many failures as retries are tolerated, and a success resets the count and the wait.
     let mut fake = Fake::clean(4);
     fake.errors =
         [Some(busy()), Some(busy()), None, Some(busy()), None, Some(busy()), Some(busy())].into();
-    let (result, world, _) = go(&mut fake, Mode::Verify, options().page(2).retries(2));
+    let (result, world, _) = run_fake(&mut fake, Mode::Verify, options().page(2).retries(2));
     assert!(result.unwrap().complete());
     assert_eq!(world.waited(), [50, 100, 50, 50, 100]);
 }
 
 #[test]
-fn an_error_that_no_retry_repairs_ends_the_run_and_leaves_report_and_token() {
+fn permanent_error_ends_the_run_and_leaves_a_report_and_a_token() {
     let mut fake = Fake::clean(6).wrong(A, 0..6);
     fake.errors = (0..6).map(|_| None).chain([Some(broken())]).collect();
-    let (result, world, mut repair) = go(&mut fake, Mode::Repair, options().page(2));
+    let (result, world, mut repair) = run_fake(&mut fake, Mode::Repair, options().page(2));
     assert_eq!(result.unwrap_err().to_string(), "measuring: disk");
     assert!(world.waits.is_empty());
     let report = repair.report();
@@ -411,7 +422,7 @@ fn an_error_that_no_retry_repairs_ends_the_run_and_leaves_report_and_token() {
         (report.pages, report.counters[0].corrected, &report.outcome),
         (2, 2, &Outcome::Failed)
     );
-    // The page whose repair failed is measured again, by this run or by one that resumes it.
+    // The page whose repair failed is compared again, by this run or by one that resumes it.
     let token = through_text(&report.token.unwrap());
     let mut copy = Fake { clock: Clock::default(), sides: fake.sides.clone(), ..Fake::default() };
     let mut rest = Reconciler::resume(Mode::Repair, &TWO, &token, options()).unwrap();
@@ -422,8 +433,8 @@ fn an_error_that_no_retry_repairs_ends_the_run_and_leaves_report_and_token() {
     assert_eq!((report.counters[0].corrected, report.complete()), (6, true));
 }
 
-/// The pages of a run whose measures take so long.
-fn pages(options: Options, took: Duration, count: usize) -> Vec<usize> {
+/// The page sizes of a run whose comparisons take this long.
+fn page_sizes(options: Options, took: Duration, count: usize) -> Vec<usize> {
     let mut verify = reconciler(Mode::Verify, options);
     let mut now = Duration::ZERO;
     let mut pages = Vec::new();
@@ -445,36 +456,36 @@ fn pages(options: Options, took: Duration, count: usize) -> Vec<usize> {
 }
 
 #[test]
-fn pages_adapt_to_the_time_that_they_should_take_within_bounds() {
-    assert_eq!(pages(options(), Duration::ZERO, 6), [1024, 2048, 4096, 8192, 8192, 8192]);
-    assert_eq!(pages(options(), millis(50), 3), [1024, 1024, 1024]);
-    assert_eq!(pages(options(), millis(40), 3), [1024, 1280, 1600]);
-    assert_eq!(pages(options(), millis(1), 3), [1024, 2048, 4096]);
-    assert_eq!(pages(options(), millis(80), 3), [1024, 640, 400]);
-    assert_eq!(pages(options(), millis(60_000), 8), [1024, 512, 256, 128, 64, 32, 16, 16]);
-    assert_eq!(pages(options().page_time(millis(100)), millis(50), 2), [1024, 2048]);
+fn page_size_adapts_to_the_page_time_within_bounds() {
+    assert_eq!(page_sizes(options(), Duration::ZERO, 6), [1024, 2048, 4096, 8192, 8192, 8192]);
+    assert_eq!(page_sizes(options(), millis(50), 3), [1024, 1024, 1024]);
+    assert_eq!(page_sizes(options(), millis(40), 3), [1024, 1280, 1600]);
+    assert_eq!(page_sizes(options(), millis(1), 3), [1024, 2048, 4096]);
+    assert_eq!(page_sizes(options(), millis(80), 3), [1024, 640, 400]);
+    assert_eq!(page_sizes(options(), millis(60_000), 8), [1024, 512, 256, 128, 64, 32, 16, 16]);
+    assert_eq!(page_sizes(options().page_time(millis(100)), millis(50), 2), [1024, 2048]);
     assert_eq!(
-        pages(options().page_time(Duration::ZERO), millis(1), 8),
+        page_sizes(options().page_time(Duration::ZERO), millis(1), 8),
         [1024, 512, 256, 128, 64, 32, 16, 16]
     );
-    assert_eq!(pages(options().page(7), millis(60_000), 3), [7, 7, 7]);
+    assert_eq!(page_sizes(options().page(7), millis(60_000), 3), [7, 7, 7]);
 }
 
 // Guards.
 
 #[test]
-fn an_emptied_source_refuses_the_whole_repair_before_its_first_repair() {
-    // The second counter is empty; of the first, something is wrong.
+fn emptied_source_refuses_the_whole_repair_before_its_first_page() {
+    // The source of the second counter is empty. The first counter has drift.
     let fake = || Fake::clean(100).wrong(A, [1]).emptied(B);
     let mut refused = fake();
-    let (result, _, mut repair) = go(&mut refused, Mode::Repair, options());
+    let (result, _, mut repair) = run_fake(&mut refused, Mode::Repair, options());
     match result.unwrap_err() {
         Error::SourceEmpty { counter, totals } => assert_eq!((counter, totals), ("b.votes", 100)),
         other => panic!("{other:?}"),
     }
     assert_eq!(refused.log, ["identify", "look a.votes", "look b.votes"]);
     assert_eq!(repair.report().pages, 0);
-    // Who goes on all the same, or resumes, gets no further.
+    // A run that is driven again or resumed is refused too.
     let report = run(&mut repair, &mut refused, &mut World::default()).unwrap();
     assert_eq!((report.outcome, report.pages), (Outcome::Refused, 0));
     let mut resumed =
@@ -486,20 +497,20 @@ fn an_emptied_source_refuses_the_whole_repair_before_its_first_repair() {
     assert_eq!(refused.count("me"), 0, "{:?}", refused.log);
 
     let mut forced = fake();
-    let report = go(&mut forced, Mode::Repair, options().force(true)).0.unwrap();
+    let report = run_fake(&mut forced, Mode::Repair, options().force(true)).0.unwrap();
     assert_eq!((report.counters[1].orphan, report.counters[1].corrected), (100, 100));
-    let report = go(&mut fake(), Mode::Verify, options()).0.unwrap();
-    assert_eq!(report.counters[1].orphan, 100, "a verify may see it");
+    let report = run_fake(&mut fake(), Mode::Verify, options()).0.unwrap();
+    assert_eq!(report.counters[1].orphan, 100, "a verify is not refused");
 
     let mut few = Fake::clean(99).emptied(B);
-    assert_eq!(go(&mut few, Mode::Repair, options()).0.unwrap().counters[1].corrected, 99);
+    assert_eq!(run_fake(&mut few, Mode::Repair, options()).0.unwrap().counters[1].corrected, 99);
 }
 
 #[test]
-fn a_page_of_many_orphans_is_looked_at_again_before_its_repair() {
+fn source_is_probed_again_before_a_page_of_many_orphans_is_repaired() {
     let again = |orphans: i64, later: ProbeResult, force: bool| {
         let mut fake = Fake { later: Some(later), ..Fake::clean(2).orphans(A, orphans) };
-        let result = go(&mut fake, Mode::Repair, options().force(force)).0;
+        let result = run_fake(&mut fake, Mode::Repair, options().force(force)).0;
         let looks = fake.count("look a.votes");
         (result, looks, fake.count("repair"))
     };
@@ -517,11 +528,11 @@ fn a_page_of_many_orphans_is_looked_at_again_before_its_repair() {
 }
 
 #[test]
-fn what_a_rollup_sums_is_looked_at_and_the_rollup_is_not() {
+fn base_and_membership_of_a_rollup_are_probed_and_the_rollup_is_not() {
     let mut fake = Fake::clean(2);
     fake.sides.extend([("a.parent", Side::default()), ("sum.votes", Side::default())]);
-    // As if all children had lost their parents: to repair that is to follow totals that were
-    // looked at.
+    // As if all children had lost their parents. The repair follows the totals of the membership,
+    // whose source was probed.
     let mut fake = fake.orphans(SUM, 150);
     let mut run_of_all = Reconciler::new(Mode::Repair, &LEVELS, options()).unwrap();
     let mut world = World::at(&fake.clock);
@@ -530,7 +541,7 @@ fn what_a_rollup_sums_is_looked_at_and_the_rollup_is_not() {
     let looks: Vec<_> = fake.log.iter().filter(|line| line.starts_with("look")).collect();
     assert_eq!(looks, ["look a.parent", "look a.votes"]);
 
-    // Nor by a run that goes on in the middle of it.
+    // A run that resumes in the middle of the rollup does not probe it either.
     let mut fake = fake.orphans(SUM, 150);
     let part = options().page(100);
     let mut first = Reconciler::new(Mode::Repair, &LEVELS, part.max_pages(3)).unwrap();
@@ -545,7 +556,7 @@ fn what_a_rollup_sums_is_looked_at_and_the_rollup_is_not() {
 }
 
 #[test]
-fn parts_compare_and_repair_their_own_keys_and_no_others() {
+fn parts_compare_and_repair_only_their_own_keys() {
     let key = |key: i64| Some(KeyBuf::of::<i64>(key));
     for page in [1, 2, 3, 100] {
         let mut fake = Fake::clean(10).wrong(A, 0..10).orphans(A, 2);
@@ -567,7 +578,7 @@ fn parts_compare_and_repair_their_own_keys_and_no_others() {
             assert_eq!(
                 (own.keys, own.drift(), own.corrected),
                 (keys, keys, keys),
-                "part {done} of pages of {page}"
+                "part {done} with pages of {page}"
             );
             assert!(report.complete() && report.counters.len() == 1);
         }
@@ -577,7 +588,7 @@ fn parts_compare_and_repair_their_own_keys_and_no_others() {
 }
 
 #[test]
-fn parts_that_are_none_are_refused() {
+fn part_of_a_backfill_a_rollup_or_with_a_wrong_key_is_refused() {
     let part = |mode, counter: Counter<i64>, until: &KeyBuf| {
         Reconciler::part(mode, &LEVELS, counter.id(), None, Some(until), options())
     };
@@ -598,13 +609,13 @@ fn parts_that_are_none_are_refused() {
 }
 
 #[test]
-fn too_large_a_share_of_wrong_keys_is_not_repaired() {
-    let go = |keys, wrong, mode, options: Options| {
+fn page_beyond_the_limit_of_wrong_keys_is_not_repaired() {
+    let limited = |keys, wrong, mode, options: Options| {
         let mut fake = Fake::clean(keys).wrong(B, 0..wrong);
-        let result = go(&mut fake, mode, options.max_wrong_percent(10)).0;
+        let result = run_fake(&mut fake, mode, options.max_wrong_percent(10)).0;
         (result, fake.count("repair"))
     };
-    let (result, repairs) = go(100, 11, Mode::Repair, options());
+    let (result, repairs) = limited(100, 11, Mode::Repair, options());
     let error = result.unwrap_err();
     assert!(
         matches!(error, Error::DriftLimit { counter: "b.votes", wrong: 11, keys: 100, limit: 10 }),
@@ -618,34 +629,34 @@ fn too_large_a_share_of_wrong_keys_is_not_repaired() {
     for (keys, wrong, options) in
         [(100, 10, options()), (99, 99, options()), (100, 100, options().force(true))]
     {
-        let (result, repairs) = go(keys, wrong, Mode::Repair, options);
+        let (result, repairs) = limited(keys, wrong, Mode::Repair, options);
         assert_eq!(
             (result.unwrap().counters[1].corrected, repairs),
             (u64::try_from(wrong).unwrap(), 1),
             "{keys} {wrong}"
         );
     }
-    assert_eq!(go(100, 100, Mode::Verify, options()).0.unwrap().drift(), 100);
-    // Zero percent allows none; all pages of the run count together.
+    assert_eq!(limited(100, 100, Mode::Verify, options()).0.unwrap().drift(), 100);
+    // A limit of zero percent allows no wrong key. All pages of the run count together.
     let mut fake = Fake::clean(150).wrong(A, [149]);
-    let result = self::go(&mut fake, Mode::Repair, options().max_wrong_percent(0).page(60)).0;
+    let result = run_fake(&mut fake, Mode::Repair, options().max_wrong_percent(0).page(60)).0;
     assert!(matches!(result, Err(Error::DriftLimit { wrong: 1, keys: 150, .. })), "{result:?}");
 }
 
 #[test]
-fn a_repair_holds_few_keys_and_few_rows() {
+fn repair_request_has_a_bounded_number_of_keys_and_rows() {
     let mut fake = Fake::clean(600).wrong(A, 0..600);
-    let report = go(&mut fake, Mode::Repair, options()).0.unwrap();
+    let report = run_fake(&mut fake, Mode::Repair, options()).0.unwrap();
     let repairs: Vec<_> = fake.log.iter().filter(|line| line.starts_with("repair")).collect();
     assert_eq!(repairs, ["repair 256 of a.votes", "repair 256 of a.votes", "repair 88 of a.votes"]);
     assert_eq!((report.pages, report.counters[0].corrected), (2, 600));
 
-    // 60,000 rows a key: two begin before 100,000 rows are held. One key that has more than all
-    // others goes alone.
+    // Each of the first keys has 60,000 rows: a repair takes two, because it takes no other key
+    // once it has 100,000 rows. A key with more rows than that ends its repair.
     let mut fake = Fake::clean(7);
     let big = [60_000, 60_000, 60_000, 99_999, 1, 10_000_000, 5];
     fake.side(&A.id()).rows = (0..).zip(big).map(|(key, rows)| (key, (1, rows))).collect();
-    let report = go(&mut fake, Mode::Repair, options()).0.unwrap();
+    let report = run_fake(&mut fake, Mode::Repair, options()).0.unwrap();
     let repairs: Vec<_> = fake.log.iter().filter(|line| line.starts_with("repair")).collect();
     assert_eq!(
         repairs,
@@ -661,12 +672,12 @@ fn a_repair_holds_few_keys_and_few_rows() {
     let mut fake = Fake::clean(3);
     fake.side(&A.id()).rows =
         (0..).zip([60_000, 40_000, 1]).map(|(key, rows)| (key, (1, rows))).collect();
-    go(&mut fake, Mode::Repair, options()).0.unwrap();
+    run_fake(&mut fake, Mode::Repair, options()).0.unwrap();
     assert_eq!((fake.count("repair 2 of a.votes"), fake.count("repair 1 of a.votes")), (1, 1));
 }
 
 #[test]
-fn the_driver_stops_when_its_flag_is_set_also_while_a_barrier_is_shut() {
+fn stop_flag_ends_the_run_even_while_a_throttle_is_closed() {
     let (stop, asked) = (AtomicBool::new(false), AtomicU32::new(0));
     let mut live = SystemRuntime::new().stop_flag(&stop).throttle(|| None).throttle(|| {
         stop.store(asked.fetch_add(1, Ordering::Relaxed) == 2, Ordering::Relaxed);
@@ -678,7 +689,7 @@ fn the_driver_stops_when_its_flag_is_set_also_while_a_barrier_is_shut() {
     assert_eq!(
         (report.pages, &report.outcome),
         (2, &Outcome::Stopped),
-        "set before the third page"
+        "the flag is set before the third page"
     );
 
     let stop = AtomicBool::new(false);
@@ -690,10 +701,10 @@ fn the_driver_stops_when_its_flag_is_set_also_while_a_barrier_is_shut() {
     assert_eq!((report.pages, report.outcome), (0, Outcome::Stopped));
 }
 
-/// What an audit in memory keeps from page to page serves no other run, which begins at the first
-/// key again.
+/// State that a memory audit keeps between pages must not affect another run, which begins at the
+/// first key.
 #[test]
-fn one_audit_in_memory_serves_run_after_run() {
+fn memory_audit_serves_several_runs() {
     const SCHEMA: Schema = Schema::new(&[A.table(), PARENT.table(), B.table(), SUM.table()]);
     struct Vote(i64);
     impl Record for Vote {
@@ -725,8 +736,8 @@ fn one_audit_in_memory_serves_run_after_run() {
             Reconciler::scoped(mode, &SCHEMA, &[counter.id()], options().page(page)).unwrap();
         let report = run(&mut run_of_one, &mut audit, &mut World::default()).unwrap();
         let found = report.counters.iter().find(|found| found.counter == counter.id()).unwrap();
-        // A rollup's rows are the pairs of membership and total that it sums, which are compared
-        // with it.
+        // The rows of a rollup are the pairs of membership and base total that it sums. They are
+        // counted when the rollup is compared.
         let below = if counter.id() == SUM.id() { 80 } else { 0 };
         assert_eq!(report.rows, below + if below > 0 && found.keys == 0 { 0 } else { 40 });
         (found.keys, found.drift(), found.corrected)
@@ -738,14 +749,14 @@ fn one_audit_in_memory_serves_run_after_run() {
         assert_eq!(of(Mode::Verify, A, page), (40, 40, 0));
         assert_eq!(of(Mode::Verify, SUM, page), (0, 0, 0));
     }
-    // The rollup climbs with what is repaired, after its cutoff was taken.
+    // The rollup follows the repair of its base, although the audit compared the rollup before.
     assert_eq!(of(Mode::Repair, A, 7), (40, 40, 40));
     assert_eq!(of(Mode::Verify, SUM, 7), (10, 0, 0));
     assert_eq!((of(Mode::Verify, A, 7), of(Mode::Verify, B, 7)), ((40, 0, 0), (40, 0, 0)));
 }
 
 #[test]
-fn settings_out_of_bounds_are_refused_and_named() {
+fn options_out_of_bounds_are_refused_with_their_name() {
     for (bad, name) in [
         (options().page(0), "page: 0 is not within 1 to 100000"),
         (options().page(100_001), "page: 100001 is not within 1 to 100000"),
@@ -775,9 +786,9 @@ fn settings_out_of_bounds_are_refused_and_named() {
 
 // Tokens.
 
-/// A run of one page, and its token.
-fn stopped(mode: Mode, options: Options) -> Token {
-    go(&mut Fake { identity: 5, ..Fake::clean(6).wrong(B, [3]) }, mode, options.max_pages(1))
+/// The token of a run that was stopped after one page.
+fn token_after_one_page(mode: Mode, options: Options) -> Token {
+    run_fake(&mut Fake { identity: 5, ..Fake::clean(6).wrong(B, [3]) }, mode, options.max_pages(1))
         .0
         .unwrap()
         .token
@@ -785,29 +796,32 @@ fn stopped(mode: Mode, options: Options) -> Token {
 }
 
 #[track_caller]
-fn refused(result: Result<Reconciler>, reason: &str) {
+fn assert_token_refused(result: Result<Reconciler>, reason: &str) {
     let error = result.unwrap_err();
     assert!(matches!(error, Error::Token { .. }) && error.to_string().contains(reason), "{error}");
     assert_eq!(error.recovery(), Recovery::Permanent);
 }
 
 #[test]
-fn a_token_of_the_other_mode_or_of_other_counters_is_refused() {
+fn token_of_another_mode_or_of_other_counters_is_refused() {
     const NEWER: Schema = Schema::new(&[B.table(), A.version(2).table()]);
     const OTHER_KEY: Schema = Schema::new(&[Counter::<i32>::new("a.votes").table(), B.table()]);
     const ORDERED: Schema = Schema::new(&[A.table(), B.table()]);
 
-    let (verify, repair) = (stopped(Mode::Verify, options()), stopped(Mode::Repair, options()));
-    refused(
+    let (verify, repair) = (
+        token_after_one_page(Mode::Verify, options()),
+        token_after_one_page(Mode::Repair, options()),
+    );
+    assert_token_refused(
         Reconciler::resume(Mode::Repair, &TWO, &verify, options()),
         "of a verify, and this run is none",
     );
-    refused(
+    assert_token_refused(
         Reconciler::resume(Mode::Verify, &TWO, &repair, options()),
         "of a repair, and this run is none",
     );
     for schema in [&ONE, &NEWER, &OTHER_KEY] {
-        refused(
+        assert_token_refused(
             Reconciler::resume(Mode::Verify, schema, &verify, options()),
             "other counters, or other versions",
         );
@@ -817,7 +831,7 @@ fn a_token_of_the_other_mode_or_of_other_counters_is_refused() {
 
 #[test]
 fn a_token_of_another_database_is_refused_before_anything_is_read() {
-    let token = stopped(Mode::Repair, options().page(2));
+    let token = token_after_one_page(Mode::Repair, options().page(2));
     let mut resumed = Reconciler::resume(Mode::Repair, &TWO, &token, options()).unwrap();
     let mut other = Fake { identity: 6, ..Fake::clean(6) };
     let error = run(&mut resumed, &mut other, &mut World::default()).unwrap_err();
@@ -833,7 +847,7 @@ fn a_token_of_another_database_is_refused_before_anything_is_read() {
 
 #[test]
 fn a_corrupt_token_is_refused() {
-    let text = stopped(Mode::Verify, options().page(2)).to_string();
+    let text = token_after_one_page(Mode::Verify, options().page(2)).to_string();
     assert!(text.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_lowercase()), "{text}");
     assert!(text.len() < 110, "{text}");
     for at in 0..text.len() {
@@ -855,9 +869,9 @@ fn a_corrupt_token_is_refused() {
     }
 }
 
-/// Page, samples and force are the token's; what stands beside it gives limits and pace.
+/// Page size, samples and force come from the token. Limits and pace come from the new options.
 #[test]
-fn a_token_knows_its_page_samples_force_and_scope() {
+fn token_keeps_page_samples_force_and_scope() {
     let mut fake = Fake::clean(300).wrong(A, 0..300).emptied(B);
     let settings = options().page(3).samples(2).force(true);
     let mut first =
@@ -881,9 +895,12 @@ fn a_token_knows_its_page_samples_force_and_scope() {
         (1, 2, 6)
     );
 
-    // An adapting page stays one.
-    let token =
-        go(&mut Fake::clean(3_000), Mode::Verify, options().max_pages(1)).0.unwrap().token.unwrap();
+    // An adaptive page size stays adaptive.
+    let token = run_fake(&mut Fake::clean(3_000), Mode::Verify, options().max_pages(1))
+        .0
+        .unwrap()
+        .token
+        .unwrap();
     let mut fake = Fake::clean(3_000);
     let mut rest = Reconciler::resume(Mode::Verify, &TWO, &token, options().page(5)).unwrap();
     run(&mut rest, &mut fake, &mut World::default()).unwrap();
@@ -891,10 +908,10 @@ fn a_token_knows_its_page_samples_force_and_scope() {
 }
 
 #[test]
-fn a_token_used_twice_or_late_is_harmless() {
+fn token_used_twice_repairs_each_key_once() {
     let mut fake = Fake::clean(6).wrong(A, 0..6);
     let token =
-        go(&mut fake, Mode::Repair, options().page(2).max_pages(1)).0.unwrap().token.unwrap();
+        run_fake(&mut fake, Mode::Repair, options().page(2).max_pages(1)).0.unwrap().token.unwrap();
     for corrected in [4, 0] {
         let mut rest = Reconciler::resume(Mode::Repair, &TWO, &token, options()).unwrap();
         let report = run(&mut rest, &mut fake, &mut World::default()).unwrap();
@@ -905,11 +922,11 @@ fn a_token_used_twice_or_late_is_harmless() {
 // Reports.
 
 #[test]
-fn a_report_is_one_line_a_table_and_json() {
+fn report_is_printed_as_a_line_a_table_and_json() {
     let mut fake = Fake::clean(4).wrong(A, [1]).orphans(A, 2);
     fake.side(&A.id()).totals.remove(&2);
     fake.side(&B.id()).totals.insert(3, 0);
-    let report = go(&mut fake, Mode::Verify, options().samples(2)).0.unwrap();
+    let report = run_fake(&mut fake, Mode::Verify, options().samples(2)).0.unwrap();
     assert_eq!(
         report.to_string(),
         "verify: 2 counters, 10 keys: 1 wrong, 2 missing, 2 orphan; 0 corrected; 2 pages, 16 rows; complete"
@@ -936,14 +953,14 @@ verify: 2 counters, 10 keys: 1 wrong, 2 missing, 2 orphan; 0 corrected; 2 pages,
         "pages": 2, "complete": true, "resume": null,
     });
     assert_eq!(serde_json::to_value(&report).unwrap(), wanted);
-    // Fields in this order, for those who read it with their eyes.
+    // The fields have this order, for people who read the JSON.
     assert!(
         serde_json::to_string(&report)
             .unwrap()
             .starts_with(r#"{"counters":[{"name":"a.votes","keys":6,"wrong":1,"#)
     );
 
-    let report = go(&mut fake, Mode::Repair, options().page(1).max_pages(2)).0.unwrap();
+    let report = run_fake(&mut fake, Mode::Repair, options().page(1).max_pages(2)).0.unwrap();
     assert_eq!(
         report.to_string(),
         "repair: 2 counters, 2 keys: 1 wrong, 0 missing, 0 orphan; 1 corrected; 2 pages, 4 rows; stopped at the limit of pages"
@@ -968,14 +985,15 @@ verify: 2 counters, 10 keys: 1 wrong, 2 missing, 2 orphan; 0 corrected; 2 pages,
 fn samples_are_the_first_in_key_order_over_all_pages() {
     for (page, samples) in [(1, 20), (7, 20), (1_000, 20), (3, 0), (1_000, 0), (4, 5)] {
         let mut fake = Fake::clean(30).wrong(A, 5..30);
-        let report = go(&mut fake, Mode::Verify, options().page(page).samples(samples)).0.unwrap();
+        let report =
+            run_fake(&mut fake, Mode::Verify, options().page(page).samples(samples)).0.unwrap();
         let keys: Vec<i64> =
             report.counters[0].samples.iter().map(|sample| number(&sample.key)).collect();
         assert_eq!(keys, (5..).take(samples).collect::<Vec<_>>());
         assert_eq!(report.counters[0].wrong, 25);
     }
-    let report = go(&mut Fake::clean(30).wrong(A, 0..30), Mode::Verify, options()).0.unwrap();
-    assert_eq!(report.counters[0].samples.len(), 20, "by default");
+    let report = run_fake(&mut Fake::clean(30).wrong(A, 0..30), Mode::Verify, options()).0.unwrap();
+    assert_eq!(report.counters[0].samples.len(), 20, "the default number of samples");
 }
 
 #[test]

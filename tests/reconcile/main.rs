@@ -1,5 +1,5 @@
-//! How drift is found and repaired, and what is not ready until it was: the machine in virtual
-//! time, its audits in memory and on SQLite, the job that runs it, and releases that need it.
+//! How drift is found and repaired, and how counters become ready: the reconciler in virtual time,
+//! its audits in memory and on SQLite, the job that runs it, and deploys that need it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod deploy;

@@ -1,5 +1,5 @@
-//! Random writes, sabotage, pages, stops and resumes against a naive recount in plain maps, for
-//! both stores: what a counter is at every moment, what verify finds, and what repair leaves.
+//! Random writes, sabotage, pages, stops and resumes, compared with a naive recount in plain maps,
+//! for both stores. The model predicts every total, what a verify finds, and what a repair leaves.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -72,7 +72,7 @@ impl Record for Tag {
     }
 }
 
-/// A change of one row, or of all that hang on a parent.
+/// A change of one row, or of all rows of a parent.
 #[derive(Debug, Clone)]
 enum Change {
     PutSale(u8, Sale),
@@ -86,16 +86,16 @@ enum Change {
 enum Op {
     /// A transaction through the hooks.
     Write { changes: Vec<Change>, commit: bool },
-    /// One with a savepoint that has a batch of its own, which is merged, or applied inside the
-    /// savepoint, or dropped.
+    /// A transaction with a savepoint that has its own batch. That batch is merged, applied inside
+    /// the savepoint, or dropped.
     Nested { outer: Vec<Change>, inner: Vec<Change>, early: bool, release: bool, commit: bool },
-    /// A row changed behind the hooks.
+    /// A row changed without hooks.
     Sabotage(Change),
-    /// A total changed behind the hooks; none: its row is removed.
+    /// A total changed without hooks; `None` deletes its row.
     SetTotal(Name, Option<i64>),
 }
 
-/// A counter's key without the crate's types; sorts as the crate must sort it.
+/// A counter's key without the crate's types. It sorts as the crate must sort it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Name {
     AllSales,
@@ -142,7 +142,7 @@ impl Name {
 /// Totals that are not 0.
 type Totals = BTreeMap<Name, i64>;
 
-/// The rows, and nothing about counters.
+/// The rows, without any totals.
 #[derive(Debug, Clone, Default)]
 struct Rows {
     sales: BTreeMap<u8, Sale>,
@@ -160,7 +160,7 @@ impl Rows {
         }
     }
 
-    /// Every counter, counted by looking at every row.
+    /// Recounts every counter from all rows.
     fn recount(&self) -> Totals {
         let mut totals = Totals::new();
         let mut add = |name, amount| *totals.entry(name).or_insert(0) += amount;
@@ -185,7 +185,7 @@ impl Rows {
     }
 }
 
-/// What must be: the rows, and the totals that hooks and sabotage leave behind.
+/// The expected state: the rows, and the totals that hooks and sabotage leave.
 #[derive(Debug, Clone, Default)]
 struct Model {
     rows: Rows,
@@ -193,7 +193,7 @@ struct Model {
 }
 
 impl Model {
-    /// A hooked write moves a total as far as it moves its truth.
+    /// A hooked write changes a stored total by as much as the true one.
     fn hooked(&mut self, rows: Rows) {
         let (before, after) = (self.rows.recount(), rows.recount());
         self.rows = rows;
@@ -221,7 +221,7 @@ impl Model {
         drift
     }
 
-    /// What a verification must find, counter by counter in the order of names.
+    /// What a verify must find, counter by counter in the order of names.
     fn expected(&self, samples: usize) -> Vec<Found> {
         let true_totals = self.rows.recount();
         let mut ids = SCHEMA.by_name();
@@ -259,7 +259,7 @@ fn at(totals: &Totals, name: &Name) -> i64 {
     totals.get(name).copied().unwrap_or(0)
 }
 
-/// A counter's part of a report in the model's words.
+/// The results of one counter in a report, in the types of the model.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Found {
     counter: &'static str,
@@ -300,17 +300,17 @@ fn found(report: &Report) -> Vec<Found> {
     report.counters.iter().map(Found::of).collect()
 }
 
-/// A store with its rows, and an application's write paths.
+/// A store with its rows, and an application's ways to write.
 trait Subject {
     fn new() -> Self;
     fn begin(&mut self);
-    /// The last statement of the transaction, then its end.
+    /// Applies the batch, which is the last statement of the transaction, and ends the transaction.
     fn end(&mut self, batch: &Batch, commit: bool);
     fn savepoint(&mut self);
-    /// Whether the batch of a savepoint can be applied inside it.
+    /// Applies the batch of a savepoint inside it. Returns whether the store can do that.
     fn apply_inside(&mut self, batch: &Batch) -> bool;
     fn leave_savepoint(&mut self, release: bool);
-    /// The row that was there.
+    /// Returns the old row.
     fn put_sale(&mut self, id: u8, sale: &Sale) -> Option<Sale>;
     fn drop_sale(&mut self, id: u8) -> Option<Sale>;
     fn put_tag(&mut self, id: u8, tag: &Tag) -> Option<Tag>;
@@ -318,8 +318,8 @@ trait Subject {
     fn close_shop(&mut self, shop: i64) -> Vec<Sale>;
     fn set_total(&mut self, name: &Name, total: Option<i64>);
     fn totals(&mut self) -> Totals;
-    /// `other`: by tally instead of SQL's sums; rows from the first on instead of from the bound
-    /// on.
+    /// With `other`, SQL sources count by tally instead of by SQL, and memory sources return all
+    /// rows instead of those from the bound on.
     fn reconcile(&mut self, run: &mut Reconciler, other: bool) -> Report;
 
     fn change(&mut self, change: &Change, batch: &mut Batch) {
@@ -515,7 +515,7 @@ impl Subject for Sqlite {
             .key(TAG_YEARS, counted(Columns::of(["name", "year"]).sum("weight")));
         audit.add(sales).unwrap();
         audit.add(tags).unwrap();
-        go(reconciler, &mut audit)
+        run_to_end(reconciler, &mut audit)
     }
 }
 
@@ -525,8 +525,8 @@ struct Memory {
     saved: Vec<Rows>,
 }
 
-/// Rows in the order of `key`, those without one first; from the bound on, or all of them each
-/// time.
+/// The rows in the order of `key`, those without a key first: from the bound on, or all of them
+/// each time.
 fn in_order<'a, R: 'a, K: Ord + 'a>(
     rows: impl Iterator<Item = &'a R>,
     key: impl Fn(&R) -> Option<K> + 'a,
@@ -639,23 +639,23 @@ impl Subject for Memory {
                 in_order(tags.values(), |tag| Some((tag.name.clone()?, tag.year)), other),
             )
             .unwrap();
-        go(reconciler, &mut audit)
+        run_to_end(reconciler, &mut audit)
     }
 }
 
-fn go(reconciler: &mut Reconciler, audit: &mut impl Audit) -> Report {
+fn run_to_end(reconciler: &mut Reconciler, audit: &mut impl Audit) -> Report {
     run(reconciler, audit, &mut World::default()).unwrap()
 }
 
-/// What happens, and then how it is looked at.
+/// The operations, and how their result is audited.
 #[derive(Debug, Clone)]
 struct Case {
     ops: Vec<Op>,
     page: Option<usize>,
     samples: usize,
-    /// Pages of one invocation.
+    /// The number of pages of one leg.
     leg: u64,
-    /// Hooked writes between the invocations of the repair.
+    /// Hooked writes between the legs of the repair.
     between: Vec<Vec<Change>>,
     other: bool,
 }
@@ -759,7 +759,7 @@ fn case(op: impl Strategy<Value = Op>) -> impl Strategy<Value = Case> {
         })
 }
 
-fn act(op: &Op, subject: &mut impl Subject, model: &mut Model) {
+fn apply_op(op: &Op, subject: &mut impl Subject, model: &mut Model) {
     match op {
         Op::Write { changes, commit } => {
             let (mut batch, mut rows) = (Batch::new(), model.rows.clone());
@@ -810,8 +810,8 @@ fn act(op: &Op, subject: &mut impl Subject, model: &mut Model) {
     }
 }
 
-/// Invocation after invocation, each from the token of the one before; between them, writes.
-fn in_legs<S: Subject>(
+/// Runs leg after leg, each from the token of the one before, with writes between them.
+fn run_in_legs<S: Subject>(
     mode: Mode,
     case: &Case,
     subject: &mut S,
@@ -837,8 +837,8 @@ fn in_legs<S: Subject>(
     }
 }
 
-/// What several invocations found together; their samples are each the first of their part.
-fn together(reports: &[Report]) -> Vec<Found> {
+/// What several legs found. The samples of each leg are the first of its own keys.
+fn found_in_all(reports: &[Report]) -> Vec<Found> {
     let mut all = found(&reports[0]);
     for report in &reports[1..] {
         all.iter_mut().zip(found(report)).for_each(|(all, more)| all.add(more));
@@ -857,27 +857,27 @@ fn check<S: Subject>(case: &Case) {
     let (mut subject, mut model) = (S::new(), Model::default());
     for op in &case.ops {
         let drift = model.drift();
-        act(op, &mut subject, &mut model);
+        apply_op(op, &mut subject, &mut model);
         assert_eq!(subject.totals(), model.stored, "the totals after {op:?}");
         if matches!(op, Op::Write { .. } | Op::Nested { .. }) {
             assert_eq!(model.drift(), drift, "{op:?} changed the drift");
         }
     }
 
-    // One whole verification, and the same in several invocations.
+    // One whole verify, and the same in several legs.
     let options = Options::default().samples(case.samples);
     let options = case.page.map_or(options, |page| options.page(page));
     let whole = subject
         .reconcile(&mut Reconciler::new(Mode::Verify, &SCHEMA, options).unwrap(), case.other);
     assert!(whole.complete());
     assert_eq!(found(&whole), model.expected(case.samples), "a whole verification");
-    let legs = in_legs(Mode::Verify, case, &mut subject, |_| ());
+    let legs = run_in_legs(Mode::Verify, case, &mut subject, |_| ());
     assert_eq!(
-        without_samples(together(&legs)),
+        without_samples(found_in_all(&legs)),
         without_samples(found(&whole)),
         "resumed verifications together"
     );
-    for (leg, whole) in together(&legs).iter().zip(found(&whole)) {
+    for (leg, whole) in found_in_all(&legs).iter().zip(found(&whole)) {
         assert_eq!(
             leg.samples[..whole.samples.len()],
             whole.samples,
@@ -890,14 +890,14 @@ fn check<S: Subject>(case: &Case) {
     }
     assert_eq!(subject.totals(), model.stored, "a verification writes nothing");
 
-    // A repair in several invocations, with writes between them that move truth and totals, and
-    // never the drift between the two.
+    // A repair in several legs. The writes between them change true and stored totals alike, so
+    // they never change the drift.
     let drifting = model.drift().len() as u64;
     let expected = model.expected(case.samples);
     let mut between = case.between.iter();
-    let legs = in_legs(Mode::Repair, case, &mut subject, |subject| {
+    let legs = run_in_legs(Mode::Repair, case, &mut subject, |subject| {
         let Some(changes) = between.next() else { return };
-        act(&Op::Write { changes: changes.clone(), commit: true }, subject, &mut model);
+        apply_op(&Op::Write { changes: changes.clone(), commit: true }, subject, &mut model);
     });
     assert_eq!(legs.iter().map(Report::drift).sum::<u64>(), drifting, "what a repair reports");
     let corrected =
@@ -905,7 +905,7 @@ fn check<S: Subject>(case: &Case) {
     assert_eq!(corrected, drifting, "what a repair corrects");
     if case.between.is_empty() {
         assert_eq!(
-            without_samples(together(&legs)),
+            without_samples(found_in_all(&legs)),
             without_samples(expected),
             "a repair reports as a verification"
         );
@@ -921,11 +921,11 @@ fn check<S: Subject>(case: &Case) {
     assert_eq!((verify.drift(), subject.totals()), (0, true_totals), "{verify}");
 }
 
-/// Hooks alone never let a total drift.
+/// Asserts that hooks alone leave no drift.
 fn check_hooks<S: Subject>(case: &Case) {
     let (mut subject, mut model) = (S::new(), Model::default());
     for op in &case.ops {
-        act(op, &mut subject, &mut model);
+        apply_op(op, &mut subject, &mut model);
         assert_eq!(subject.totals(), model.rows.recount(), "after {op:?}");
     }
     let report = subject.reconcile(
@@ -948,22 +948,22 @@ proptest! {
     #![proptest_config(config(160))]
 
     #[test]
-    fn on_sqlite_hooks_alone_leave_no_drift(case in case(write_op())) {
+    fn sqlite_hooks_alone_leave_no_drift(case in case(write_op())) {
         check_hooks::<Sqlite>(&case);
     }
 
     #[test]
-    fn in_memory_hooks_alone_leave_no_drift(case in case(write_op())) {
+    fn memory_hooks_alone_leave_no_drift(case in case(write_op())) {
         check_hooks::<Memory>(&case);
     }
 
     #[test]
-    fn on_sqlite_verify_finds_what_a_naive_recount_finds_and_repair_repairs_it(case in case(op())) {
+    fn sqlite_verify_matches_a_naive_recount_and_repair_removes_all_drift(case in case(op())) {
         check::<Sqlite>(&case);
     }
 
     #[test]
-    fn in_memory_verify_finds_what_a_naive_recount_finds_and_repair_repairs_it(case in case(op())) {
+    fn memory_verify_matches_a_naive_recount_and_repair_removes_all_drift(case in case(op())) {
         check::<Memory>(&case);
     }
 }

@@ -1,5 +1,6 @@
-//! Counters and leaderboards that a schema does not have: those it lost, which are named and
-//! dropped on demand, and those of a newer schema, beside which an older one may start or not.
+//! Counters and leaderboards that are in the database and not in the schema. Those that the schema
+//! lost are listed, and dropped on demand. Those of a newer schema decide whether an older one may
+//! start.
 
 use crate::support::world::run_whole;
 use keepcount::backend::LeaderboardId;
@@ -15,7 +16,7 @@ const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("setlist.show");
 const SHOWS: Counter<i64> = Counter::new("show.votes").sum_of(VOTES, MEMBERSHIP);
 const DAYS: Counter<(i64, i64)> = Counter::new("setlist.days");
 const SHOW_DAYS: Counter<(i64, i64)> = Counter::new("show.days").sum_of_suffix(DAYS, MEMBERSHIP);
-/// Words of the catalogue's own language as names.
+/// Counters whose names are words of the catalogue's placement clauses.
 const ALONG: Counter<i64> = Counter::new("along");
 const OF: Counter<(i64, i64)> = Counter::new("of");
 const SUM: Counter<i64> = Counter::new("sum").sum_of(ALONG, OF);
@@ -43,7 +44,7 @@ fn database() -> Connection {
     conn
 }
 
-/// Everything that a database holds.
+/// All tables, indexes and catalogue rows of a database.
 fn dump(conn: &Connection) -> Vec<String> {
     let list = |text: &str| -> Vec<String> {
         conn.prepare(text)
@@ -59,7 +60,7 @@ fn dump(conn: &Connection) -> Vec<String> {
 }
 
 #[test]
-fn what_a_schema_lost_is_named() {
+fn orphaned_lists_what_the_schema_lost() {
     let conn = database();
     assert!(SqliteStore::new(&conn, &ALL).orphaned().unwrap().is_empty());
     let lost = SqliteStore::new(&conn, &OLD).orphaned().unwrap();
@@ -81,7 +82,7 @@ fn what_a_schema_lost_is_named() {
 }
 
 #[test]
-fn what_others_are_made_of_is_dropped_after_them() {
+fn counter_is_dropped_only_after_the_rollups_and_leaderboards_over_it() {
     let conn = database();
     let none = SqliteStore::new(&conn, &NONE);
     let made_of = [
@@ -111,7 +112,7 @@ fn what_others_are_made_of_is_dropped_after_them() {
         let (rows, tables) = (none.orphaned().unwrap().len(), dump(&conn).len());
         none.drop_counter(name).unwrap();
         assert_eq!(none.orphaned().unwrap().len(), rows - 1);
-        assert!(dump(&conn).len() < tables - 1, "its table and its row");
+        assert!(dump(&conn).len() < tables - 1, "its table and its row are gone");
         assert!(
             matches!(none.drop_counter(name), Err(Error::UnknownCounter { counter, .. }) if counter == name)
         );
@@ -121,13 +122,13 @@ fn what_others_are_made_of_is_dropped_after_them() {
         .filter(|text| text.contains("setlist") || text.contains("show"))
         .collect();
     assert!(left.is_empty(), "{left:?}");
-    // And all can come back, new.
+    // All of them can be created again, as new counters.
     SqliteStore::new(&conn, &ALL).create().unwrap();
     assert_eq!(SqliteStore::new(&conn, &ALL).unready().unwrap().len(), 9);
 }
 
 #[test]
-fn what_is_not_lost_is_not_dropped() {
+fn counter_that_is_in_the_schema_is_not_dropped() {
     let conn = database();
     let all = SqliteStore::new(&conn, &ALL);
     let before = dump(&conn);
@@ -158,7 +159,7 @@ fn what_is_not_lost_is_not_dropped() {
 }
 
 #[test]
-fn a_counter_is_forgotten_whole_or_not_at_all() {
+fn counter_is_dropped_whole_or_not_at_all() {
     let conn = database();
     let none = SqliteStore::new(&conn, &NONE);
     let before = dump(&conn);
@@ -168,7 +169,7 @@ fn a_counter_is_forgotten_whole_or_not_at_all() {
     assert_eq!(none.orphaned().unwrap().len(), 9);
     conn.execute_batch("ROLLBACK").unwrap();
     assert_eq!(dump(&conn), before);
-    // A table that is no table, and one that is gone already.
+    // The counter's table is a view, and then it is missing.
     conn.execute_batch("DROP TABLE sum; CREATE VIEW sum AS SELECT 1 AS a").unwrap();
     let error = none.drop_counter("sum").unwrap_err();
     assert!(
@@ -190,7 +191,7 @@ fn a_counter_is_forgotten_whole_or_not_at_all() {
 }
 
 #[test]
-fn a_name_in_the_catalogue_that_somebody_wrote_by_hand_is_no_statement() {
+fn hand_written_name_in_the_catalogue_is_not_run_as_a_statement() {
     let conn = database();
     let name = "x\" ; DROP TABLE setlist_votes; --";
     conn.execute(
@@ -218,7 +219,7 @@ impl Record for Vote {
 const SUMMED: Schema = Schema::new(&[VOTES.table(), MEMBERSHIP.table(), SHOWS.table()]);
 const RANKED: LeaderboardId = Leaderboard::<i64>::new("setlist.board", [VOTES]).by(|_| None).id();
 
-fn votes(conn: &Connection) {
+fn create_votes_table(conn: &Connection) {
     conn.execute_batch(
         "CREATE TABLE votes (setlist INTEGER, show INTEGER); CREATE INDEX by_setlist ON votes (setlist, show)",
     )
@@ -236,9 +237,9 @@ fn backfill(conn: &Connection, schema: &Schema) {
 }
 
 #[test]
-fn an_older_schema_starts_beside_a_newer_rollup_until_that_is_ready() {
+fn older_schema_starts_beside_a_newer_rollup_until_that_is_ready() {
     let conn = Connection::open_in_memory().unwrap();
-    votes(&conn);
+    create_votes_table(&conn);
     let old = SqliteStore::new(&conn, &OLD);
     old.create().unwrap();
     SqliteStore::new(&conn, &SUMMED).create().unwrap();
@@ -247,7 +248,7 @@ fn an_older_schema_starts_beside_a_newer_rollup_until_that_is_ready() {
     assert_eq!(
         old.orphaned().unwrap(),
         ["setlist.show", "show.votes"],
-        "seen from there, what is new is lost"
+        "the older schema lists the new counters as lost"
     );
     backfill(&conn, &SUMMED);
     for error in [old.check().unwrap_err(), old.create().unwrap_err()] {
@@ -257,14 +258,15 @@ fn an_older_schema_starts_beside_a_newer_rollup_until_that_is_ready() {
             assert!(reason.contains(part), "{error}");
         }
     }
-    // What only rows drive is nobody's to climb to: its writers are the operator's to know.
+    // A ready counter without rollups does not stop an older schema: whether every writer runs its
+    // hooks is for the operator to know.
     SqliteStore::new(&conn, &SUMMED).check().unwrap();
     old.drop_counter("show.votes").unwrap();
     old.check().unwrap();
 }
 
 #[test]
-fn an_older_schema_starts_beside_a_newer_leaderboard_until_that_is_rebuilt() {
+fn older_schema_starts_beside_a_newer_leaderboard_until_that_is_rebuilt() {
     const LEADERBOARD: Leaderboard<i64> =
         Leaderboard::new("setlist.board", [VOTES]).by(|[total]| Some(total));
     const NEWER: Schema = Schema::new(&[VOTES.table()]).leaderboards(&[RANKED]);
@@ -283,10 +285,10 @@ fn an_older_schema_starts_beside_a_newer_leaderboard_until_that_is_rebuilt() {
 }
 
 #[test]
-fn an_older_schema_starts_beside_a_newer_version_of_its_counter_until_that_is_ready() {
+fn older_schema_starts_beside_a_newer_version_until_that_is_ready() {
     const NEWER: Schema = Schema::new(&[VOTES.table(), VOTES_2.table()]);
     const LATER: Schema = Schema::new(&[VOTES_2.table()]);
-    /// No version of it, but by its name.
+    /// Not a version of the counter, although the name begins like one.
     const OTHER: Schema = Schema::new(&[Counter::<i64>::new("setlist").table()]);
     let conn = Connection::open_in_memory().unwrap();
     let mut old = SqliteStore::new(&conn, &OLD);
@@ -303,7 +305,7 @@ fn an_older_schema_starts_beside_a_newer_version_of_its_counter_until_that_is_re
     assert!(matches!(newer.sum(VOTES_2.all()), Err(Error::NotReady { .. })));
     assert!(
         matches!(old.apply(&mut batch), Err(Error::DefinitionConflict { .. })),
-        "it knows one version"
+        "the older schema has one version only"
     );
 
     conn.execute_batch("UPDATE keepcount_counters SET ready = 1").unwrap();

@@ -1,4 +1,4 @@
-//! Two runs over the same counters: the second one says so, and neither is refused.
+//! Two runs over the same counters: the second one reports the overlap, and neither is refused.
 
 use crate::support::world::{World, through_text};
 use keepcount::reconcile::step::{Answer, Step};
@@ -43,7 +43,7 @@ fn audit(conn: &Connection) -> SqliteAudit<'_> {
     audit
 }
 
-/// A runtime in which another run comes to its end before the first page.
+/// A runtime in which another run completes before the first page.
 struct Meanwhile<F: FnMut() -> Report>(F, Vec<Report>);
 
 impl<F: FnMut() -> Report> Runtime for Meanwhile<F> {
@@ -62,7 +62,7 @@ impl<F: FnMut() -> Report> Runtime for Meanwhile<F> {
 }
 
 #[test]
-fn run_beside_another_of_its_process_says_so_if_they_share_totals_and_counters() {
+fn run_reports_an_overlap_with_a_run_over_shared_totals_in_its_process() {
     let (conn, other) = (database(), database());
     let shows = [SHOW_VOTES.id()];
     let users = [USER_VOTES.id()];
@@ -80,7 +80,10 @@ fn run_beside_another_of_its_process_says_so_if_they_share_totals_and_counters()
             Meanwhile(|| second.run(&mut audit(conn_of_second)).unwrap(), Vec::new());
         let first =
             repair(&SCHEMA).counters(&shows).run_with(&mut audit(&conn), &mut meanwhile).unwrap();
-        assert!(first.complete() && first.overlap.is_none(), "{at}: it was there first");
+        assert!(
+            first.complete() && first.overlap.is_none(),
+            "{at}: the first run reports no overlap"
+        );
         let second = &meanwhile.1[0];
         assert_eq!(second.overlap, overlaps.then_some(Overlap::InProcess), "{at}: {second}");
         assert_eq!(
@@ -94,12 +97,12 @@ fn run_beside_another_of_its_process_says_so_if_they_share_totals_and_counters()
             "{at}"
         );
     }
-    // Nothing is left behind.
+    // No run is registered any more.
     assert_eq!(verify(&SCHEMA).run(&mut audit(&conn)).unwrap().overlap, None);
 }
 
 #[test]
-fn run_that_ended_by_an_error_or_was_dropped_is_no_overlap() {
+fn failed_or_dropped_run_causes_no_overlap() {
     let mut store = MemoryStore::new(&SCHEMA);
     let mut audit = MemoryAudit::new(&mut store);
     audit
@@ -123,18 +126,18 @@ fn run_that_ended_by_an_error_or_was_dropped_is_no_overlap() {
     assert!(shown.len() > 2);
 }
 
-fn leg(token: &Report, conn: &Connection) -> Result<Report> {
+fn run_leg(token: &Report, conn: &Connection) -> Result<Report> {
     let token = through_text(token.token.as_ref().unwrap());
     let leg = verify(&SCHEMA).options(Options::default().max_pages(1)).resume(Some(&token));
     leg.run_with(&mut audit(conn), &mut World::default())
 }
 
 #[test]
-fn token_that_another_leg_went_on_from_says_so_and_a_killed_leg_does_not() {
+fn token_used_by_another_leg_reports_an_overlap_unless_that_leg_was_killed() {
     let conn = database();
     let first = verify(&SCHEMA).options(Options::default().page(4).max_pages(1));
     let first = first.run_with(&mut audit(&conn), &mut World::default()).unwrap();
-    // A leg that is killed keeps nothing, and the next one goes on as if it had not been.
+    // A killed leg stores nothing, so the next leg continues as if the killed one had not run.
     let token = first.token.clone().unwrap();
     let mut killed = Reconciler::resume(Mode::Verify, &SCHEMA, &token, Options::default()).unwrap();
     let mut audit = audit(&conn);
@@ -147,12 +150,12 @@ fn token_that_another_leg_went_on_from_says_so_and_a_killed_leg_does_not() {
     }
     assert!(killed.report().pages > 0);
     drop(killed);
-    let second = leg(&first, &conn).unwrap();
+    let second = run_leg(&first, &conn).unwrap();
     assert_eq!(second.overlap, None, "{second}");
-    assert_eq!(leg(&second, &conn).unwrap().overlap, None);
-    // The second token was used; the first was, too.
+    assert_eq!(run_leg(&second, &conn).unwrap().overlap, None);
+    // Both tokens were used before.
     for used in [&first, &second] {
-        let again = leg(used, &conn).unwrap();
+        let again = run_leg(used, &conn).unwrap();
         assert_eq!(again.overlap, Some(Overlap::TakenOver), "{again}");
         assert!(again.counters.iter().all(|counter| !counter.clean), "{again}");
     }

@@ -1,5 +1,5 @@
-//! Pending writes, and audits beside writers: what is measured and repaired while writes are under
-//! way, what is left alone, and what is refused.
+//! Pending writes, and audits beside writers: what is compared and repaired while writes are in
+//! progress, which keys stay unsettled, and what is refused.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ const SCHEMA: Schema = Schema::new(&[VOTES.table(), MEMBERSHIP.table(), ARTIST_V
 const PLAIN: Schema = Schema::new(&[VOTES.table()]);
 const GRACE: Duration = Duration::from_secs(10);
 
-/// A show's votes, as one row.
+/// The votes of a show, as one row.
 #[derive(Clone, Copy)]
 struct Votes(i64, i64);
 
@@ -46,7 +46,7 @@ impl Record for Show {
     }
 }
 
-/// The rows elsewhere: what is committed.
+/// The committed rows, in place of a database.
 #[derive(Default)]
 struct Rows(Mutex<BTreeMap<i64, i64>>);
 
@@ -61,7 +61,7 @@ impl Rows {
     }
 }
 
-/// A clock that stands still unless it is waited for.
+/// A clock that advances only by waits.
 struct Clock<'a>(&'a AtomicU64);
 
 impl Runtime for Clock<'_> {
@@ -91,22 +91,22 @@ fn run_over(audit: &mut MemoryAudit<'_>, mode: Mode, counters: &[CounterId]) -> 
     )
 }
 
-fn live<'a>(store: &'a MemoryStore, rows: &'a Rows) -> MemoryAudit<'a> {
+fn live_audit<'a>(store: &'a MemoryStore, rows: &'a Rows) -> MemoryAudit<'a> {
     let mut audit = MemoryAudit::live(store, GracePeriod::after(GRACE), Clock(&NEVER));
     audit.add(VOTES, |from| rows.votes(from)).unwrap();
     audit
 }
 
 fn verify(store: &MemoryStore, rows: &Rows) -> Report {
-    run_over(&mut live(store, rows), Mode::Verify, &[VOTES.id()]).unwrap()
+    run_over(&mut live_audit(store, rows), Mode::Verify, &[VOTES.id()]).unwrap()
 }
 
 fn repair(store: &MemoryStore, rows: &Rows) -> Report {
-    run_over(&mut live(store, rows), Mode::Repair, &[VOTES.id()]).unwrap()
+    run_over(&mut live_audit(store, rows), Mode::Repair, &[VOTES.id()]).unwrap()
 }
 
 #[test]
-fn a_pending_write_applies_when_it_is_committed_and_not_when_it_is_aborted_or_dropped() {
+fn pending_write_applies_on_commit_and_not_on_abort_or_drop() {
     let store = MemoryStore::new(&PLAIN);
     let mut batch = votes(1, 3);
     let pending_write = store.begin(&mut batch).unwrap();
@@ -117,14 +117,14 @@ fn a_pending_write_applies_when_it_is_committed_and_not_when_it_is_aborted_or_dr
     batch.insert(&Votes(1, 3));
     store.begin(&mut batch).unwrap().abort();
     drop(store.begin(&mut batch).unwrap());
-    assert_eq!(batch.len(), 1, "what was not applied may be begun again");
+    assert_eq!(batch.len(), 1, "a batch that was not applied can begin again");
     drop(store.try_begin(&mut batch).unwrap().unwrap().commit().unwrap());
     assert!(batch.is_empty());
     assert_eq!(store.total(VOTES, 1).unwrap(), 6);
 }
 
 #[test]
-fn what_apply_would_refuse_is_refused_when_a_pending_write_begins() {
+fn begin_refuses_batches_that_apply_would_refuse() {
     let store = MemoryStore::new(&SCHEMA);
     let mut batch = Batch::new();
     batch.add(Counter::<i64>::new("unknown"), 1, 1);
@@ -145,7 +145,7 @@ fn what_apply_would_refuse_is_refused_when_a_pending_write_begins() {
 }
 
 #[test]
-fn a_batch_that_is_refused_when_its_pending_write_commits_leaves_unresolved() {
+fn refused_commit_leaves_its_keys_unresolved() {
     let store = MemoryStore::new(&PLAIN).with_clock(|| Duration::from_secs(100));
     let rows = Rows::default();
     store.begin(&mut votes(1, i64::MAX)).unwrap().commit().unwrap();
@@ -161,7 +161,7 @@ fn a_batch_that_is_refused_when_its_pending_write_commits_leaves_unresolved() {
 }
 
 #[test]
-fn a_live_repair_finds_and_repairs_what_a_quiet_one_would() {
+fn live_repair_without_writers_repairs_every_kind_of_drift() {
     let (store, rows) = (MemoryStore::new(&PLAIN), Rows::default());
     for (show, counted, there) in
         [(1, 2, 2), (2, 0, 3), (3, 4, 0), (4, 5, 1), (5, -1, 0), (6, 1, 1)]
@@ -181,8 +181,9 @@ fn a_live_repair_finds_and_repairs_what_a_quiet_one_would() {
     assert!(verify(&store, &rows).counters[0].clean);
 }
 
-/// An audit whose rows call back in the middle of a read: for writes under way at just that moment.
-fn interrupted<'a>(
+/// An audit whose source calls `interrupt` before it returns rows, so that a test can write while a
+/// page is read.
+fn interrupted_audit<'a>(
     store: &'a MemoryStore,
     rows: &'a Rows,
     clock: &'a AtomicU64,
@@ -200,22 +201,22 @@ fn interrupted<'a>(
 }
 
 #[test]
-fn a_drift_that_a_write_under_way_hides_is_found() {
+fn drift_hidden_by_a_pending_write_is_unsettled_until_its_commit_and_then_found() {
     let (store, rows, clock) = (MemoryStore::new(&PLAIN), Rows::default(), AtomicU64::new(0));
-    // One vote too many is stored for show 2; while the page is read, a vote for it is visible and
-    // not yet counted.
+    // The stored total of show 2 is one too high. While the page is read, a vote for it is visible
+    // and not yet counted.
     store.begin(&mut votes(2, 3)).unwrap().commit().unwrap();
     rows.add(2, 2);
     let (mut one, reads) = (votes(2, 1), Cell::new(0));
     let (one, open) = (RefCell::new(Some(&mut one)), RefCell::new(None));
-    let mut audit = interrupted(&store, &rows, &clock, || {
+    let mut audit = interrupted_audit(&store, &rows, &clock, || {
         reads.set(reads.get() + 1);
         match reads.get() {
             1 => {
                 *open.borrow_mut() = Some(store.try_begin(one.take().unwrap()).unwrap().unwrap());
                 rows.add(2, 1);
             }
-            2 => panic!("the key is not recounted while its pending write is open"),
+            2 => panic!("the key was recounted while its pending write was open"),
             _ => {}
         }
     });
@@ -225,7 +226,7 @@ fn a_drift_that_a_write_under_way_hides_is_found() {
         (report.drift(), report.counters[0].unsettled, report.counters[0].clean),
         (0, 1, false)
     );
-    assert!(clock.load(Ordering::Relaxed) >= 100_000, "the barrier was waited for");
+    assert!(clock.load(Ordering::Relaxed) >= 100_000, "the audit waited at the barrier");
     drop(audit);
     drop(open.borrow_mut().take().unwrap().commit().unwrap());
     let report = verify(&store, &rows);
@@ -233,12 +234,12 @@ fn a_drift_that_a_write_under_way_hides_is_found() {
 }
 
 #[test]
-fn a_write_between_recount_and_comparison_is_noticed() {
+fn write_between_recount_and_comparison_is_noticed() {
     let (store, rows, clock) = (MemoryStore::new(&PLAIN), Rows::default(), AtomicU64::new(0));
     store.begin(&mut votes(1, 5)).unwrap().commit().unwrap();
     rows.add(1, 2);
     let reads = Cell::new(0);
-    let mut audit = interrupted(&store, &rows, &clock, || {
+    let mut audit = interrupted_audit(&store, &rows, &clock, || {
         reads.set(reads.get() + 1);
         if reads.get() < 6 {
             let mut one = votes(1, 1);
@@ -255,7 +256,7 @@ fn a_write_between_recount_and_comparison_is_noticed() {
 }
 
 #[test]
-fn keys_of_dropped_pending_writes_are_left_alone_for_the_settle_time_then_measured_first() {
+fn keys_of_dropped_pending_writes_wait_a_grace_period_and_are_then_compared_first() {
     static NOW: AtomicU64 = AtomicU64::new(50);
     let store =
         MemoryStore::new(&PLAIN).with_clock(|| Duration::from_secs(NOW.load(Ordering::Relaxed)));
@@ -264,7 +265,7 @@ fn keys_of_dropped_pending_writes_are_left_alone_for_the_settle_time_then_measur
         store.begin(&mut votes(show, 1)).unwrap().commit().unwrap();
         rows.add(show, 1);
     }
-    // A client hangs up: its row is there. Another's is not.
+    // Two clients disconnect. The row of the first is committed, that of the second is not.
     drop(store.begin(&mut votes(9, 1)).unwrap());
     rows.add(9, 1);
     drop(store.begin(&mut votes(4, 1)).unwrap());
@@ -290,9 +291,9 @@ fn keys_of_dropped_pending_writes_are_left_alone_for_the_settle_time_then_measur
         (report.drift(), report.counters[0].unsettled, report.counters[0].corrected),
         (1, 0, 1)
     );
-    // The look, then both unresolved keys, then the first page.
+    // The probe, then both unresolved keys, then the first page.
     assert_eq!(asked.borrow()[1..4], [Bound::Included(4), Bound::Included(9), Bound::Unbounded]);
-    // Next time they are keys as any other.
+    // The next run treats them as any other key.
     asked.borrow_mut().clear();
     let report = run_over(&mut audit, Mode::Repair, &[VOTES.id()]).unwrap();
     assert!(report.counters[0].clean, "{report}");
@@ -301,21 +302,22 @@ fn keys_of_dropped_pending_writes_are_left_alone_for_the_settle_time_then_measur
     assert_eq!(store.total(VOTES, 9).unwrap(), 2);
 }
 
-/// As a wall clock does where somebody sets it. What is settled too late is said again; nothing is
-/// repaired before its row's outcome is known.
+/// A wall clock goes back when an operator sets it. Some keys then stay unsettled for longer than
+/// the grace period, and none is repaired before its row's outcome is known.
 #[test]
-fn a_clock_that_goes_back_leaves_dropped_pending_writes_alone_for_longer_and_repairs_them_all() {
+fn clock_that_goes_back_delays_repairs_of_dropped_pending_writes() {
     static NOW: AtomicU64 = AtomicU64::new(1_000_000);
     let store =
         MemoryStore::new(&PLAIN).with_clock(|| Duration::from_secs(NOW.load(Ordering::Relaxed)));
     let rows = Rows::default();
     let drop_one = |show: i64| drop(store.begin(&mut votes(show, 1)).unwrap());
     drop_one(1);
-    NOW.store(0, Ordering::Relaxed); // before the grace period could have passed at all
+    NOW.store(0, Ordering::Relaxed); // less than a grace period
     drop_one(2);
     NOW.store(500_000, Ordering::Relaxed);
     drop_one(3);
-    // Each row comes after its pending write was dropped, which is why it must be left alone.
+    // Each row becomes visible after its pending write was dropped, so its key must not be repaired
+    // before.
     let found = |seconds: u64| {
         NOW.store(seconds, Ordering::Relaxed);
         let report = repair(&store, &rows);
@@ -331,18 +333,18 @@ fn a_clock_that_goes_back_leaves_dropped_pending_writes_alone_for_longer_and_rep
 }
 
 #[test]
-fn where_too_many_pending_writes_were_dropped_nothing_is_said_before_they_have_settled() {
+fn audit_is_busy_for_a_grace_period_after_too_many_dropped_pending_writes() {
     static NOW: AtomicU64 = AtomicU64::new(50);
     let store =
         MemoryStore::new(&PLAIN).with_clock(|| Duration::from_secs(NOW.load(Ordering::Relaxed)));
     let rows = Rows::default();
     store.begin(&mut votes(1, 1)).unwrap().commit().unwrap();
     rows.add(1, 1);
-    // More than any stripe has room for.
+    // More keys than any stripe has room for.
     let mut many = Batch::new();
     (2..400_000).for_each(|show| many.add(VOTES, show, 1));
     drop(store.begin(&mut many).unwrap());
-    let (mut audit, clock) = (live(&store, &rows), AtomicU64::new(0));
+    let (mut audit, clock) = (live_audit(&store, &rows), AtomicU64::new(0));
     let report = run(
         &mut Reconciler::new(Mode::Verify, &PLAIN, Options::default()).unwrap(),
         &mut audit,
@@ -358,7 +360,7 @@ fn where_too_many_pending_writes_were_dropped_nothing_is_said_before_they_have_s
 }
 
 #[test]
-fn a_pending_write_that_stays_open_does_not_keep_others_waiting() {
+fn barrier_opens_again_although_a_pending_write_stays_open() {
     let (store, rows, clock) = (MemoryStore::new(&PLAIN), Rows::default(), AtomicU64::new(0));
     rows.add(1, 1);
     let mut one = votes(1, 1);
@@ -377,11 +379,11 @@ fn a_pending_write_that_stays_open_does_not_keep_others_waiting() {
 }
 
 #[test]
-fn a_hook_without_a_pending_write_is_noticed_by_a_live_audit_made_before_it() {
+fn live_audit_fails_after_a_hook_without_a_pending_write() {
     let (store, rows) = (MemoryStore::new(&PLAIN), Rows::default());
     store.apply(&mut votes(1, 1)).unwrap();
     rows.add(1, 2);
-    let mut audit = live(&store, &rows);
+    let mut audit = live_audit(&store, &rows);
     store.apply(&mut votes(2, 1)).unwrap();
     for mode in [Mode::Verify, Mode::Repair] {
         let error = run_over(&mut audit, mode, &[VOTES.id()]).unwrap_err();
@@ -397,17 +399,17 @@ fn a_hook_without_a_pending_write_is_noticed_by_a_live_audit_made_before_it() {
     assert_eq!(verify(&store, &rows).drift(), 1);
 }
 
-/// Notes of touched keys were kept from a counter's first page to its last: after some 16,000 keys
+/// Notes of touched keys were kept from a counter's first page to its last. After some 16,000 keys
 /// of one stripe, every page was refused as too busy, however small, until the run gave up.
 #[test]
-fn a_long_run_beside_many_writes_comes_to_its_end() {
+fn long_run_beside_many_writes_completes() {
     let (store, rows) = (MemoryStore::new(&PLAIN), Rows::default());
     (0..60).for_each(|show| rows.add(show, 1));
     let (touched, pages) = (Cell::new(1_000_000), Cell::new(0));
     let mut audit = MemoryAudit::live(&store, GracePeriod::after(GRACE), SystemRuntime::new());
     audit
         .add(VOTES, |from| {
-            // More than all stripes have room for, over the first eleven of twelve pages.
+            // The first eleven of twelve pages touch more keys than all stripes have room for.
             if !matches!(from, Bound::Included(_)) && pages.get() < 11 {
                 pages.set(pages.get() + 1);
                 for _ in 0..110_000 {
@@ -429,7 +431,7 @@ fn a_long_run_beside_many_writes_comes_to_its_end() {
 }
 
 #[test]
-fn a_pending_write_commits_once_for_the_events_of_an_offset() {
+fn commit_idempotent_applies_the_events_of_a_range_once() {
     let store = MemoryStore::new(&PLAIN);
     let mut batch = votes(1, 2);
     let stream_range = StreamRange::new("queue", 1, 2).unwrap();
@@ -443,11 +445,11 @@ fn a_pending_write_commits_once_for_the_events_of_an_offset() {
     assert_eq!((store.total(VOTES, 1).unwrap(), store.offset("queue")), (2, 2));
 }
 
-/// Hooks without pending writes: the row is there before the total, for less than this.
+/// Without pending writes, a row is visible before its total changes, but for less than this.
 const DELAY: Duration = Duration::from_millis(5);
 
-/// Lets the hook of show 3, which was under way when the page was read, come to its end; show 4
-/// gets one more vote that is not counted.
+/// A wait lets the hook of show 3 finish, which was in progress when the page was read. Show 4 gets
+/// one more vote that is not counted.
 struct Hooks<'a>(Clock<'a>, &'a MemoryStore, &'a Rows);
 
 impl Runtime for Hooks<'_> {
@@ -464,7 +466,7 @@ impl Runtime for Hooks<'_> {
 }
 
 #[test]
-fn without_pending_writes_only_what_differs_twice_is_drift() {
+fn watching_audit_reports_only_keys_that_differ_twice() {
     let (store, rows, clock) = (MemoryStore::new(&PLAIN), Rows::default(), AtomicU64::new(0));
     for (show, counted, there) in [(1, 1, 1), (2, 3, 1), (3, 0, 1), (4, 0, 1)] {
         store.apply(&mut votes(show, counted)).unwrap();
@@ -488,9 +490,9 @@ fn without_pending_writes_only_what_differs_twice_is_drift() {
 }
 
 #[test]
-fn rollups_are_repaired_while_their_memberships_and_what_they_sum_move() {
+fn rollup_repairs_are_exact_while_memberships_and_base_change() {
     let (store, rows, done) = (MemoryStore::new(&SCHEMA), Rows::default(), AtomicBool::new(false));
-    // A writer's row lock keeps no reader waiting.
+    // Writers lock rows against each other only. Readers do not take this lock.
     let row_locks = Mutex::new(());
     let shows = Mutex::new(
         (0..20).map(|show| (show, Show(show, show % 4))).collect::<BTreeMap<i64, Show>>(),
@@ -498,8 +500,8 @@ fn rollups_are_repaired_while_their_memberships_and_what_they_sum_move() {
     let mut batch = Batch::new();
     shows.lock().unwrap().values().for_each(|show| batch.insert(show));
     store.begin(&mut batch).unwrap().commit().unwrap();
-    // Drift at every level: votes that were never counted, a membership that is there twice, a
-    // rollup that somebody broke.
+    // Drift in both inputs of the rollup: votes that were never counted, and a membership that is
+    // counted twice.
     (0..20).for_each(|show| rows.add(show, show));
     let mut broken = Batch::new();
     broken.add(MEMBERSHIP, (3_i64, 3_i64), 1);
@@ -514,7 +516,7 @@ fn rollups_are_repaired_while_their_memberships_and_what_they_sum_move() {
                     let show = random.below(20);
                     let mut batch = Batch::new();
                     if random.below(3) == 0 {
-                        // Old values come from the write itself.
+                        // The old row is read under the writers' lock.
                         let lock = row_locks.lock().unwrap();
                         let old = shows.lock().unwrap()[&show];
                         let new = Show(show, random.below(4));
@@ -556,7 +558,7 @@ fn rollups_are_repaired_while_their_memberships_and_what_they_sum_move() {
     assert_eq!(
         corrected[1..].iter().sum::<u64>(),
         0,
-        "what was repaired once stays right: {corrected:?}"
+        "later repairs found drift again: {corrected:?}"
     );
     let mut artists = BTreeMap::new();
     for (show, votes) in rows.0.lock().unwrap().iter() {
@@ -566,21 +568,21 @@ fn rollups_are_repaired_while_their_memberships_and_what_they_sum_move() {
     assert_eq!(store.totals(ARTIST_VOTES).unwrap(), artists.into_iter().collect::<Vec<_>>());
 }
 
-/// Runs what must not wait for itself, on a thread of its own.
-fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+/// Runs work that could deadlock on a thread of its own, and panics if it does not end in time.
+fn run_with_timeout<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, dones) = std::sync::mpsc::channel();
     thread::spawn(move || drop(done.send(work())));
-    dones.recv_timeout(Duration::from_secs(20)).expect("it hangs")
+    dones.recv_timeout(Duration::from_secs(20)).expect("the work hangs")
 }
 
-/// A source that began a pending write over a key whose gate its own audit had shut waited for
+/// A source that began a pending write over a key whose barrier its own audit had shut waited for
 /// itself.
 #[test]
-fn a_source_that_begins_a_pending_write_at_its_audits_barrier_is_refused_and_does_not_hang() {
+fn begin_in_a_source_at_its_audits_barrier_is_refused_and_does_not_hang() {
     for (tries, mode) in
         [(0, Mode::Verify), (0, Mode::Repair), (3, Mode::Verify), (3, Mode::Repair)]
     {
-        in_time(move || {
+        run_with_timeout(move || {
             let (store, rows) = (MemoryStore::new(&PLAIN), Rows::default());
             rows.add(1, 5);
             let refused = RefCell::new(Vec::new());
@@ -605,14 +607,14 @@ fn a_source_that_begins_a_pending_write_at_its_audits_barrier_is_refused_and_doe
                 )
             );
             assert!(!refused.is_empty());
-            // The gate is open again.
+            // The barrier is open again.
             store.begin(&mut votes(1, 1)).unwrap().commit().unwrap();
             assert_eq!(store.total(VOTES, 1).unwrap(), 1);
         });
     }
 }
 
-/// A control that writes while its audit waits for a gate.
+/// A runtime that begins a pending write while its audit waits at a barrier.
 struct Busybody<'a>(&'a MemoryStore, &'a Cell<u32>);
 
 impl Runtime for Busybody<'_> {
@@ -629,8 +631,8 @@ impl Runtime for Busybody<'_> {
 }
 
 #[test]
-fn a_runtime_that_begins_a_pending_write_at_its_audits_barrier_is_refused_and_does_not_hang() {
-    in_time(|| {
+fn begin_in_a_runtime_at_its_audits_barrier_is_refused_and_does_not_hang() {
+    run_with_timeout(|| {
         let (store, rows) = (MemoryStore::new(&PLAIN), Rows::default());
         rows.add(1, 5);
         let (refused, mut open) = (Cell::new(0), votes(1, 2));
@@ -639,7 +641,8 @@ fn a_runtime_that_begins_a_pending_write_at_its_audits_barrier_is_refused_and_do
         let mut audit = MemoryAudit::live(&store, GracePeriod::after(GRACE).tries(0), runtime);
         audit
             .add(VOTES, |from| {
-                // After the page's window was read: it is waited for at the gate.
+                // The pending write begins while the page is read, so the audit waits for it at the
+                // barrier.
                 if let Some(batch) = batch.borrow_mut().take() {
                     *pending_write.borrow_mut() = Some(store.begin(batch).unwrap());
                 }
@@ -653,9 +656,9 @@ fn a_runtime_that_begins_a_pending_write_at_its_audits_barrier_is_refused_and_do
 }
 
 #[test]
-fn a_source_may_read_apply_copy_and_audit_its_store_while_it_is_audited() {
+fn source_may_read_copy_and_audit_its_store_during_an_audit() {
     for tries in [0, 3] {
-        let report = in_time(move || {
+        let report = run_with_timeout(move || {
             let (store, rows) = (MemoryStore::new(&PLAIN), Rows::default());
             rows.add(1, 5);
             let (clock, depth) = (AtomicU64::new(0), Cell::new(0));
@@ -670,7 +673,7 @@ fn a_source_may_read_apply_copy_and_audit_its_store_while_it_is_audited() {
                     store.forget_offset("votes");
                     drop(store.try_begin(&mut Batch::new()).unwrap());
                     if depth.replace(1) == 0 {
-                        // Another audit finds a gate that is shut, and leaves the key alone.
+                        // The inner audit finds the barrier shut and leaves the key unsettled.
                         let inner = GracePeriod::after(GRACE).tries(tries);
                         let mut inner = MemoryAudit::live(&store, inner, Clock(&clock));
                         inner.add(VOTES, |from| rows.votes(from)).unwrap();
@@ -683,8 +686,8 @@ fn a_source_may_read_apply_copy_and_audit_its_store_while_it_is_audited() {
         });
         assert!(report.starts_with("verify: 1 counter, 1 key: 0 wrong, 1 missing"), "{report}");
     }
-    // A hook without a pending write is noticed, and ends the audit.
-    let error = in_time(|| {
+    // The audit notices a hook without a pending write, and fails.
+    let error = run_with_timeout(|| {
         let (store, rows) = (MemoryStore::new(&PLAIN), Rows::default());
         rows.add(1, 5);
         let clock = AtomicU64::new(0);

@@ -1,5 +1,5 @@
-//! Counters that come new to a database, or to a store in memory: they count, and nobody reads them
-//! until a backfill has made them whole.
+//! Counters that are new to a database or a memory store with rows: writes count, and reads are
+//! refused until a backfill has completed the totals.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ use rusqlite::Connection;
 
 use crate::support::random::Random;
 
-// Setlists with votes, which the older schema counts; the newer one sums them by show, and ranks
+// The older schema counts the votes of setlists. The newer one also sums them by show and ranks the
 // shows.
 
 const VOTES: Counter<i64> = Counter::new("setlist.votes");
@@ -55,7 +55,7 @@ const TABLES: &str = "CREATE TABLE votes (setlist INTEGER NOT NULL, weight INTEG
     CREATE TABLE setlists (id INTEGER NOT NULL, show INTEGER NOT NULL);
     CREATE INDEX setlists_by_id ON setlists (id, show)";
 
-/// Twelve setlists of four shows and their votes, of which no counter knows.
+/// A database of twelve setlists of four shows and their votes, without totals.
 fn rows() -> Connection {
     let conn = Connection::open_in_memory().unwrap();
     conn.execute_batch(TABLES).unwrap();
@@ -68,7 +68,7 @@ fn rows() -> Connection {
     conn
 }
 
-/// The same, with the older schema's totals.
+/// The same database with the totals of the older schema.
 fn counted() -> Connection {
     let conn = rows();
     store(&conn, &OLD).create().unwrap();
@@ -83,7 +83,7 @@ fn store<'c>(conn: &'c Connection, schema: &'c Schema) -> SqliteStore<'c> {
     SqliteStore::new(conn, schema)
 }
 
-/// A row and its hooks, in one transaction.
+/// Writes a row and its hooks in one transaction.
 fn write(conn: &Connection, schema: &Schema, row: &Row) {
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
     let mut batch = Batch::new();
@@ -122,7 +122,7 @@ fn audit<'a>(conn: &'a Connection, schema: &'a Schema) -> SqliteAudit<'a> {
     audit
 }
 
-/// What plain SQL says of shows.
+/// The true votes of each show, by plain SQL.
 fn votes_of_shows(conn: &Connection) -> Vec<(i64, i64)> {
     let text = "SELECT s.show, sum(v.weight) FROM votes AS v JOIN setlists AS s ON s.id = v.setlist
                 GROUP BY s.show HAVING sum(v.weight) <> 0 ORDER BY s.show";
@@ -134,7 +134,7 @@ fn votes_of_shows(conn: &Connection) -> Vec<(i64, i64)> {
         .collect()
 }
 
-fn exact(conn: &Connection) {
+fn assert_exact(conn: &Connection) {
     let mut store = store(conn, &SUMS);
     assert_eq!(store.totals(SHOWS).unwrap(), votes_of_shows(conn));
     let report =
@@ -142,10 +142,10 @@ fn exact(conn: &Connection) {
     assert!(report.complete() && report.drift() == 0, "{}", report.table());
 }
 
-/// That a call is refused because one of these is not ready.
+/// Asserts that a read of `asked` was refused because one of these counters is not ready.
 #[track_caller]
-fn not_ready<T: std::fmt::Debug>(answer: Result<T>, asked: &str, of: &[&str]) {
-    let error = answer.expect_err("what is not ready is not read");
+fn assert_not_ready<T: std::fmt::Debug>(answer: Result<T>, asked: &str, of: &[&str]) {
+    let error = answer.expect_err("a counter that is not ready was read");
     let Error::NotReady { counter, unready } = &error else { panic!("{error}") };
     assert!(*counter == asked && of.contains(&unready.as_str()), "{error}");
     assert!(
@@ -160,10 +160,10 @@ fn backfill(conn: &Connection, schema: &Schema) {
     assert!(report.complete(), "{report}");
 }
 
-// Which are ready.
+// Which counters are ready.
 
 #[test]
-fn counters_of_a_new_database_are_ready_and_those_that_come_later_are_not() {
+fn counters_of_a_new_database_are_ready_and_later_ones_are_not() {
     let conn = counted();
     assert_eq!(store(&conn, &OLD).unready().unwrap(), []);
     assert_eq!(store(&conn, &OLD).total(VOTES, 12).unwrap(), 13);
@@ -175,9 +175,13 @@ fn counters_of_a_new_database_are_ready_and_those_that_come_later_are_not() {
             [VOTES.id(), MEMBERSHIP.id(), SHOWS.id()].map(|id| new.is_ready(id).unwrap()),
             [true, false, false]
         );
-        assert_eq!(new.total(VOTES, 12).unwrap(), 13, "who reads what was there before goes on");
-        not_ready(new.total(SHOWS, 0), "show.votes", &["show.votes", "setlist.show"]);
-        not_ready(new.total(MEMBERSHIP, (1, 1)), "setlist.show", &["setlist.show"]);
+        assert_eq!(
+            new.total(VOTES, 12).unwrap(),
+            13,
+            "counters that were ready are still readable"
+        );
+        assert_not_ready(new.total(SHOWS, 0), "show.votes", &["show.votes", "setlist.show"]);
+        assert_not_ready(new.total(MEMBERSHIP, (1, 1)), "setlist.show", &["setlist.show"]);
     }
     let unknown = Counter::<i64>::new("show.comments").id();
     assert!(matches!(store(&conn, &NEW).is_ready(unknown), Err(Error::UnknownCounter { .. })));
@@ -186,7 +190,7 @@ fn counters_of_a_new_database_are_ready_and_those_that_come_later_are_not() {
         Err(Error::DefinitionConflict { .. })
     ));
 
-    // At once, all are ready; by the statements of the first migration too.
+    // In a new database all counters of the newer schema are ready, also by its DDL statements.
     for by_hand in [false, true] {
         let conn = Connection::open_in_memory().unwrap();
         if by_hand {
@@ -200,7 +204,7 @@ fn counters_of_a_new_database_are_ready_and_those_that_come_later_are_not() {
 }
 
 #[test]
-fn counters_over_rows_are_not_ready_in_a_new_database_either() {
+fn create_pending_backfill_makes_no_counter_of_a_new_database_ready() {
     let conn = rows();
     conn.execute_batch("BEGIN").unwrap();
     store(&conn, &OLD).create_pending_backfill().unwrap();
@@ -209,17 +213,17 @@ fn counters_over_rows_are_not_ready_in_a_new_database_either() {
     old.create_pending_backfill().unwrap();
     old.create().unwrap();
     assert_eq!(old.unready().unwrap(), [VOTES.id()]);
-    not_ready(old.total(VOTES, 1), "setlist.votes", &["setlist.votes"]);
+    assert_not_ready(old.total(VOTES, 1), "setlist.votes", &["setlist.votes"]);
     write(&conn, &OLD, &Row::Vote { setlist: 1, weight: 100 });
     backfill(&conn, &OLD);
     assert_eq!((old.unready().unwrap(), old.total(VOTES, 1).unwrap()), (vec![], 102));
-    // What is ready stays so.
+    // A counter that is ready stays ready.
     old.create_pending_backfill().unwrap();
     assert_eq!(old.total(VOTES, 1).unwrap(), 102);
 }
 
 #[test]
-fn a_rollup_that_is_ready_is_refused_while_what_it_sums_is_not() {
+fn ready_rollup_is_not_read_while_its_base_or_membership_is_not_ready() {
     let conn = counted();
     store(&conn, &SUMS).create().unwrap();
     backfill(&conn, &SUMS);
@@ -229,34 +233,34 @@ fn a_rollup_that_is_ready_is_refused_while_what_it_sums_is_not() {
                 .unwrap();
         };
         set(0);
-        not_ready(store(&conn, &SUMS).total(SHOWS, 1), "show.votes", &[name]);
+        assert_not_ready(store(&conn, &SUMS).total(SHOWS, 1), "show.votes", &[name]);
         assert_eq!(store(&conn, &SUMS).unready().unwrap(), [id]);
         set(1);
     }
-    exact(&conn);
+    assert_exact(&conn);
 }
 
-// What works meanwhile, and what does not.
+// What works before a counter is ready.
 
 #[test]
-fn until_it_is_ready_a_counter_is_written_and_audited_but_not_read() {
+fn counter_that_is_not_ready_is_written_and_audited_but_not_read() {
     let conn = counted();
     let mut new = store(&conn, &NEW);
     new.create().unwrap();
     let (asked, of) = ("show.votes", &["show.votes", "setlist.show"][..]);
-    not_ready(new.total(SHOWS, 1), asked, of);
-    not_ready(new.totals(SHOWS), asked, of);
-    not_ready(new.read_keys(SHOWS.id(), &[]), asked, of);
-    not_ready(new.read_range(SHOWS.id(), &KeyRange::ALL, 1), asked, of);
-    not_ready(new.read_range(SHOWS.id(), &KeyRange::ALL, 1), asked, of);
-    not_ready(new.sum(SHOWS.all()), asked, of);
-    not_ready(new.sum(MEMBERSHIP.under(1)), "setlist.show", &["setlist.show"]);
+    assert_not_ready(new.total(SHOWS, 1), asked, of);
+    assert_not_ready(new.totals(SHOWS), asked, of);
+    assert_not_ready(new.read_keys(SHOWS.id(), &[]), asked, of);
+    assert_not_ready(new.read_range(SHOWS.id(), &KeyRange::ALL, 1), asked, of);
+    assert_not_ready(new.read_range(SHOWS.id(), &KeyRange::ALL, 1), asked, of);
+    assert_not_ready(new.sum(SHOWS.all()), asked, of);
+    assert_not_ready(new.sum(MEMBERSHIP.under(1)), "setlist.show", &["setlist.show"]);
     // In the caller's transaction too.
     conn.execute_batch("BEGIN").unwrap();
-    not_ready(new.total(SHOWS, 1), asked, of);
+    assert_not_ready(new.total(SHOWS, 1), asked, of);
     conn.execute_batch("COMMIT").unwrap();
 
-    // It counts what hooks add, with all that climbs.
+    // Writes are counted, including the rollup.
     let mut batch = Batch::new();
     batch.insert(&Row::Setlist { id: 100, show: 9 });
     batch.insert(&Row::Vote { setlist: 100, weight: 7 });
@@ -269,7 +273,7 @@ fn until_it_is_ready_a_counter_is_written_and_audited_but_not_read() {
         conn.query_row("SELECT total FROM show_votes WHERE key = 9", (), |row| row.get(0)).unwrap();
     assert_eq!(stored, 7);
 
-    // A verify and a repair see it as it is; only a backfill makes it ready.
+    // Verify and repair audit the counter as it is. Only a backfill makes it ready.
     let verified =
         run_whole(Mode::Verify, &NEW, Options::default(), &mut audit(&conn, &NEW)).unwrap();
     assert_eq!(
@@ -279,7 +283,7 @@ fn until_it_is_ready_a_counter_is_written_and_audited_but_not_read() {
     let repaired =
         run_whole(Mode::Repair, &NEW, Options::default(), &mut audit(&conn, &NEW)).unwrap();
     assert_eq!(repaired.counters.iter().map(|counter| counter.corrected).sum::<u64>(), 12);
-    not_ready(new.total(SHOWS, 1), asked, of);
+    assert_not_ready(new.total(SHOWS, 1), asked, of);
     let filled =
         run_whole(Mode::Backfill, &NEW, Options::default(), &mut audit(&conn, &NEW)).unwrap();
     assert_eq!(
@@ -287,11 +291,11 @@ fn until_it_is_ready_a_counter_is_written_and_audited_but_not_read() {
         "backfill: 3 counters, 31 keys: 0 wrong, 0 missing, 0 orphan; 0 corrected; 3 pages, 46 rows; complete"
     );
     assert_eq!(new.total(SHOWS, 9).unwrap(), 7);
-    exact(&conn);
+    assert_exact(&conn);
 }
 
 #[test]
-fn a_read_looks_once_and_begins_no_transaction() {
+fn read_checks_readiness_with_one_statement_and_no_transaction() {
     let mut conn = counted();
     store(&conn, &NEW).create().unwrap();
     backfill(&conn, &NEW);
@@ -321,9 +325,12 @@ fn a_read_looks_once_and_begins_no_transaction() {
     reads("is_ready", &mut |new| assert!(new.is_ready(SHOWS.id()).unwrap()), 0);
     let plan = format!("EXPLAIN QUERY PLAN {}", sql::unready(sql::Dialect::Sqlite));
     let plan: String = conn.query_row(&plan, (), |row| row.get(3)).unwrap();
-    assert!(plan.contains("keepcount_unready"), "an index that is most often empty: {plan}");
+    assert!(
+        plan.contains("keepcount_unready"),
+        "not the index of unready counters, which is usually empty: {plan}"
+    );
     trace.take();
-    // No hook looks.
+    // Writes do not check readiness.
     let mut batch = Batch::new();
     batch.insert(&Row::Vote { setlist: 1, weight: 1 });
     new.apply(&mut batch).unwrap();
@@ -333,12 +340,12 @@ fn a_read_looks_once_and_begins_no_transaction() {
 // Leaderboards.
 
 #[test]
-fn a_leaderboard_is_read_when_it_is_rebuilt_and_its_counters_are_ready() {
+fn leaderboard_is_read_once_it_is_rebuilt_and_its_counters_are_ready() {
     let refused = |conn: &Connection, of: &[&str]| {
         let new = store(conn, &NEW);
-        not_ready(new.top(RANK, 10), "show.board", of);
-        not_ready(new.rank(RANK, 1), "show.board", of);
-        not_ready(new.listed(RANK), "show.board", of);
+        assert_not_ready(new.top(RANK, 10), "show.board", of);
+        assert_not_ready(new.rank(RANK, 1), "show.board", of);
+        assert_not_ready(new.listed(RANK), "show.board", of);
     };
     for rebuilt_first in [false, true] {
         let conn = counted();
@@ -346,14 +353,14 @@ fn a_leaderboard_is_read_when_it_is_rebuilt_and_its_counters_are_ready() {
         let all = ["show.board", "show.votes", "setlist.show"];
         refused(&conn, &all);
         if rebuilt_first {
-            // Of nothing yet; the repairs of the backfill bring it along.
+            // No show has a total yet. The repairs of the backfill also update the leaderboard.
             assert_eq!(store(&conn, &NEW).rebuild(RANK).unwrap(), 0);
             refused(&conn, &all[1..]);
             backfill(&conn, &NEW);
         } else {
             backfill(&conn, &NEW);
             refused(&conn, &all[..1]);
-            // The repairs have.
+            // The repairs of the backfill have already added every line.
             assert_eq!(store(&conn, &NEW).rebuild(RANK).unwrap(), 0);
         }
         let mut wanted = votes_of_shows(&conn);
@@ -372,14 +379,14 @@ fn a_leaderboard_is_read_when_it_is_rebuilt_and_its_counters_are_ready() {
 // The backfill.
 
 #[test]
-fn a_backfill_in_legs_ends_exact_whatever_is_written_and_lost_between_them() {
+fn backfill_in_legs_is_exact_despite_writes_and_lost_tokens_between_them() {
     for page in [1, 2, 5, 1000] {
         let (conn, mut random) = (counted(), Random(page as u64 + 7));
         store(&conn, &SUMS).create().unwrap();
         let leg = Options::default().max_pages(1).max_wrong_percent(0);
         let mut token: Option<Token> = None;
         for legs in 0.. {
-            assert!(legs < 500, "it ends");
+            assert!(legs < 500, "the backfill does not end");
             let mut run_of = match &token {
                 Some(token) => {
                     Reconciler::resume(Mode::Backfill, &SUMS, &through_text(token), leg).unwrap()
@@ -389,21 +396,21 @@ fn a_backfill_in_legs_ends_exact_whatever_is_written_and_lost_between_them() {
             let report = run(&mut run_of, &mut audit(&conn, &SUMS), &mut World::default()).unwrap();
             let ready =
                 [MEMBERSHIP.id(), SHOWS.id()].map(|id| store(&conn, &SUMS).is_ready(id).unwrap());
-            assert_eq!(ready[1], report.complete(), "by level: the rollup is the last");
+            assert_eq!(ready[1], report.complete(), "the rollup is the last counter, by level");
             if report.complete() {
                 break;
             }
-            not_ready(
+            assert_not_ready(
                 store(&conn, &SUMS).totals(SHOWS),
                 "show.votes",
                 &["show.votes", "setlist.show"],
             );
-            // One leg in four is killed before it has noted where it came.
+            // One leg in four is killed before its token is stored.
             if random.below(4) > 0 {
                 token = report.token;
             }
-            // Every writer runs the new hooks: votes and setlists, before and behind where the
-            // backfill stands.
+            // Every writer runs the new hooks. Votes and setlists are written before and after the
+            // position of the backfill.
             let setlist = random.below(14);
             write(&conn, &SUMS, &Row::Vote { setlist, weight: 3 });
             if random.below(5) == 0 {
@@ -412,49 +419,53 @@ fn a_backfill_in_legs_ends_exact_whatever_is_written_and_lost_between_them() {
             }
         }
         assert_eq!(store(&conn, &SUMS).unready().unwrap(), []);
-        exact(&conn);
+        assert_exact(&conn);
     }
 }
 
-/// The statement that a backfill asks for is needed: a writer without the hooks changes what was
-/// compared before.
+/// A backfill requires that every writer runs the hooks: a writer without them changes keys that
+/// the run has already compared.
 #[test]
-fn a_backfill_before_the_last_old_writer_is_gone_ends_wrong() {
+fn backfill_beside_a_writer_without_the_hooks_ends_with_wrong_totals() {
     let conn = counted();
     store(&conn, &SUMS).create().unwrap();
     let mut first =
         Reconciler::new(Mode::Backfill, &SUMS, Options::default().page(1).max_pages(3)).unwrap();
     let report = run(&mut first, &mut audit(&conn, &SUMS), &mut World::default()).unwrap();
-    assert_eq!(report.counters[0].keys, 3, "the first three setlists are linked");
-    // The older schema has no membership, and lets nothing climb.
+    assert_eq!(
+        report.counters[0].keys, 3,
+        "the memberships of the first three setlists are compared"
+    );
+    // The older schema has no membership and no rollup, so its writes update neither.
     write(&conn, &OLD, &Row::Setlist { id: 1, show: 3 });
     write(&conn, &OLD, &Row::Vote { setlist: 2, weight: 50 });
     let token = report.token.unwrap();
     let mut rest = Reconciler::resume(Mode::Backfill, &SUMS, &token, Options::default()).unwrap();
     assert!(run(&mut rest, &mut audit(&conn, &SUMS), &mut World::default()).unwrap().complete());
-    // Another one, when everything is done.
+    // Another write of the older schema after the backfill.
     write(&conn, &OLD, &Row::Vote { setlist: 4, weight: 1000 });
     assert_eq!(store(&conn, &SUMS).unready().unwrap(), []);
     let read: BTreeMap<i64, i64> = store(&conn, &SUMS).totals(SHOWS).unwrap().into_iter().collect();
     let expected: BTreeMap<i64, i64> = votes_of_shows(&conn).into_iter().collect();
-    assert_ne!(read, expected, "it is read, and wrong");
+    assert_ne!(read, expected, "the totals are readable and wrong");
     assert_eq!(expected[&0] - read[&0], 1000);
-    assert_eq!(expected[&3] - read[&3], 2, "the setlist that nobody linked");
+    assert_eq!(expected[&3] - read[&3], 2, "the votes of the setlist without a membership");
     let report =
         run_whole(Mode::Repair, &SUMS, Options::default(), &mut audit(&conn, &SUMS)).unwrap();
     assert!(report.drift() > 0, "a repair finds it");
-    exact(&conn);
+    assert_exact(&conn);
 }
 
-/// An audit that notes what is asked, and fails or leaves keys alone where it is told to.
+/// An audit that logs requests, and fails or leaves keys unsettled as configured.
 struct Noted<'a> {
     audit: SqliteAudit<'a>,
     notes: RefCell<Vec<String>>,
-    /// Errors that the next calls of `ready` give, the last first.
+    /// Errors of the next calls of `ready`, the last first.
     fails: Vec<Error>,
-    /// The same of `keep`.
+    /// Errors of the next calls of `keep`, the last first.
     places: Vec<Error>,
-    /// Keys of the memberships' first page, and of their repair, that are left alone.
+    /// The numbers of membership keys that the first comparison and the first repair leave
+    /// unsettled.
     unsettled: (Cell<usize>, Cell<usize>),
 }
 
@@ -475,8 +486,8 @@ impl<'a> Noted<'a> {
     }
 }
 
-/// That many keys, once, of the memberships alone.
-fn left_alone(counter: &CounterId, keys: &Cell<usize>) -> Vec<KeyBuf> {
+/// Returns that many keys, once, and for the membership only.
+fn unsettled_keys(counter: &CounterId, keys: &Cell<usize>) -> Vec<KeyBuf> {
     let keys = if *counter == MEMBERSHIP.id() { keys.take() } else { 0 };
     (0..keys).map(|_| KeyBuf::of::<(i64, i64)>((1_i64, 1_i64))).collect()
 }
@@ -492,13 +503,13 @@ impl Audit for Noted<'_> {
 
     fn compare(&mut self, ask: &PageRequest) -> Result<PageDiff> {
         self.note("measure", &ask.counter);
-        let unsettled = left_alone(&ask.counter, &self.unsettled.0);
+        let unsettled = unsettled_keys(&ask.counter, &self.unsettled.0);
         Ok(PageDiff { unsettled, ..self.audit.compare(ask)? })
     }
 
     fn repair(&mut self, ask: &RepairRequest) -> Result<Repaired> {
         self.note("repair", &ask.counter);
-        let unsettled = left_alone(&ask.counter, &self.unsettled.1);
+        let unsettled = unsettled_keys(&ask.counter, &self.unsettled.1);
         Ok(Repaired { unsettled, ..self.audit.repair(ask)? })
     }
 
@@ -525,7 +536,7 @@ fn failed() -> Error {
 }
 
 #[test]
-fn a_counter_is_made_ready_once_it_is_repaired_to_its_end_and_before_the_next_begins() {
+fn counter_becomes_ready_after_its_last_page_and_before_the_next_counter_begins() {
     let conn = counted();
     store(&conn, &SUMS).create().unwrap();
     let mut noted = Noted::of(&conn);
@@ -538,13 +549,14 @@ fn a_counter_is_made_ready_once_it_is_repaired_to_its_end_and_before_the_next_be
         let [one, two, ready] = diff(counter);
         [one, format!("repair {counter}"), two, format!("repair {counter}"), ready].to_vec()
     };
-    let rollup = ["measure show.votes", "ready show.votes"].map(str::to_owned).to_vec(); // what it sums has climbed
+    // The rollup followed the repairs of its base, so it needs none.
+    let rollup = ["measure show.votes", "ready show.votes"].map(str::to_owned).to_vec();
     let wanted = [repaired("setlist.show"), diff("setlist.votes").to_vec(), rollup].concat();
     assert_eq!(*noted.notes.borrow(), wanted);
 }
 
 #[test]
-fn a_run_that_is_killed_before_a_counter_is_ready_comes_back_to_it() {
+fn run_killed_before_a_counter_is_ready_resumes_at_that_counter() {
     let conn = counted();
     store(&conn, &SUMS).create().unwrap();
     let zero = Duration::ZERO;
@@ -560,13 +572,14 @@ fn a_run_that_is_killed_before_a_counter_is_ready_comes_back_to_it() {
         killed.handle(answer, zero).unwrap();
     };
     assert_eq!(counter, MEMBERSHIP.id());
-    // Who stops it now, or is at a limit, gets the step all the same: it is the end of the page.
+    // A run that is stopped now or has reached a limit still takes this step, because it belongs to
+    // the page.
     killed.stop();
     let next = killed.next(zero);
     assert!(
         matches!(next, Step::Ask(Request::Ready(Ready { counter, .. })) if counter == MEMBERSHIP.id())
     );
-    assert!(!killed.report().counters[0].complete, "not before it is ready");
+    assert!(!killed.report().counters[0].complete, "it is not complete before it is ready");
     let token = through_text(&killed.token().unwrap());
     drop(killed);
     assert!(!store(&conn, &SUMS).is_ready(MEMBERSHIP.id()).unwrap());
@@ -578,17 +591,17 @@ fn a_run_that_is_killed_before_a_counter_is_ready_comes_back_to_it() {
     assert_eq!(
         *noted.notes.borrow(),
         ["measure setlist.show", "ready setlist.show"],
-        "its last page once more"
+        "only its last page is compared again"
     );
     assert!(report.counters[0].complete && store(&conn, &SUMS).is_ready(MEMBERSHIP.id()).unwrap());
 }
 
 #[test]
-fn a_counter_that_could_not_be_made_ready_is_tried_again() {
+fn failed_ready_step_is_retried() {
     let conn = counted();
     store(&conn, &SUMS).create().unwrap();
     let mut noted = Noted::of(&conn);
-    // Busy twice; then an error that ends the run; then it goes on.
+    // The step is busy twice, then fails with an error that ends the run, then succeeds.
     noted.fails = vec![failed(), busy(), busy()];
     let mut backfill = Reconciler::new(Mode::Backfill, &SUMS, Options::default()).unwrap();
     let mut world = World::default();
@@ -602,11 +615,11 @@ fn a_counter_that_could_not_be_made_ready_is_tried_again() {
     assert!(run(&mut backfill, &mut noted, &mut world).unwrap().complete());
     let calls = noted.notes.borrow().iter().filter(|note| *note == "ready setlist.show").count();
     assert_eq!(calls, 4);
-    exact(&conn);
+    assert_exact(&conn);
 }
 
 #[test]
-fn a_counter_with_keys_that_were_left_alone_is_not_made_ready() {
+fn counter_with_unsettled_keys_is_not_made_ready() {
     for (diff, repaired) in [(2, 0), (0, 1)] {
         for max_pages in [1, 1000] {
             let conn = counted();
@@ -615,7 +628,7 @@ fn a_counter_with_keys_that_were_left_alone_is_not_made_ready() {
             let mut backfill = Reconciler::new(Mode::Backfill, &SUMS, leg).unwrap();
             let mut noted = Noted::of(&conn);
             noted.unsettled = (Cell::new(diff), Cell::new(repaired));
-            // Also where other processes did the first page and the last.
+            // Also if other processes run the first and the last page.
             while let Some(token) =
                 run(&mut backfill, &mut noted, &mut World::default()).unwrap().token
             {
@@ -630,16 +643,16 @@ fn a_counter_with_keys_that_were_left_alone_is_not_made_ready() {
                 .collect::<Vec<_>>();
             assert_eq!(readied, ["ready setlist.votes", "ready show.votes"]);
             assert_eq!(store(&conn, &SUMS).unready().unwrap(), [MEMBERSHIP.id()]);
-            not_ready(store(&conn, &SUMS).total(SHOWS, 1), "show.votes", &["setlist.show"]);
-            // Another backfill, which settles them.
+            assert_not_ready(store(&conn, &SUMS).total(SHOWS, 1), "show.votes", &["setlist.show"]);
+            // Another backfill settles the keys.
             self::backfill(&conn, &SUMS);
-            exact(&conn);
+            assert_exact(&conn);
         }
     }
 }
 
 #[test]
-fn the_guard_holds_for_a_backfill_and_the_share_of_wrong_keys_does_not() {
+fn backfill_refuses_an_emptied_source_and_ignores_the_limit_of_wrong_keys() {
     let conn = counted();
     store(&conn, &SUMS).create().unwrap();
     conn.execute_batch(
@@ -652,7 +665,7 @@ fn the_guard_holds_for_a_backfill_and_the_share_of_wrong_keys_does_not() {
     assert!(
         run_whole(Mode::Backfill, &SUMS, limited, &mut audit(&conn, &SUMS)).unwrap().complete()
     );
-    exact(&conn);
+    assert_exact(&conn);
     conn.execute_batch("DELETE FROM setlists").unwrap();
     let refused =
         run_whole(Mode::Backfill, &SUMS, Options::default(), &mut audit(&conn, &SUMS)).unwrap_err();
@@ -688,7 +701,7 @@ fn a_token_of_another_mode_is_refused() {
 }
 
 #[test]
-fn readiness_that_meets_a_lock_is_busy_and_goes_on_from_there() {
+fn ready_step_that_meets_a_lock_is_busy_and_succeeds_when_repeated() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("site.db");
     let open = || {
@@ -700,7 +713,7 @@ fn readiness_that_meets_a_lock_is_busy_and_goes_on_from_there() {
     conn.execute_batch("PRAGMA journal_mode = WAL").unwrap();
     conn.execute_batch(TABLES).unwrap();
     store(&conn, &SUMS).create_pending_backfill().unwrap();
-    // Nothing is to be repaired, so the first write is that of the catalogue.
+    // Nothing needs a repair, so the first write is the one to the catalogue.
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let mut backfill =
         Reconciler::new(Mode::Backfill, &SUMS, Options::default().retries(2)).unwrap();
@@ -713,7 +726,7 @@ fn readiness_that_meets_a_lock_is_busy_and_goes_on_from_there() {
     other.execute_batch("COMMIT").unwrap();
     assert!(run(&mut backfill, &mut sources, &mut World::default()).unwrap().complete());
     assert_eq!(store(&conn, &SUMS).unready().unwrap(), []);
-    // And a connection inside a transaction is refused, as for every step.
+    // As in every step, a connection inside a transaction is refused.
     conn.execute_batch("BEGIN").unwrap();
     assert!(matches!(
         sources.ready(&Ready { counter: MEMBERSHIP.id(), run: 1, kept: None }),
@@ -737,7 +750,7 @@ fn of<K: Key>(counter: Counter<K>, rows: &[Row]) -> Vec<Row> {
 }
 
 #[test]
-fn a_memory_store_over_rows_is_backfilled_alone_and_beside_writers() {
+fn memory_store_over_rows_is_backfilled_by_exclusive_and_live_audits() {
     let rows: Vec<Row> = (0..40)
         .flat_map(|id| [Row::Setlist { id, show: id % 3 }, Row::Vote { setlist: id, weight: id }])
         .collect();
@@ -747,15 +760,15 @@ fn a_memory_store_over_rows_is_backfilled_alone_and_beside_writers() {
         batch.insert(&Row::Vote { setlist: 1, weight: 1 });
         batch.delete(&Row::Vote { setlist: 1, weight: 1 });
         store.apply(&mut batch).unwrap();
-        not_ready(store.total(VOTES, 1), "setlist.votes", &["setlist.votes"]);
-        not_ready(
+        assert_not_ready(store.total(VOTES, 1), "setlist.votes", &["setlist.votes"]);
+        assert_not_ready(
             store.totals(SHOWS),
             "show.votes",
             &["show.votes", "setlist.show", "setlist.votes"],
         );
         let mut token: Option<Token> = None;
         for leg in 0.. {
-            assert!(leg < 100, "it ends");
+            assert!(leg < 100, "the backfill does not end");
             let options = Options::default().page(7).max_pages(1);
             let mut run_of = match &token {
                 Some(token) => Reconciler::resume(Mode::Backfill, &SUMS, token, options).unwrap(),
@@ -782,7 +795,7 @@ fn a_memory_store_over_rows_is_backfilled_alone_and_beside_writers() {
 }
 
 #[test]
-fn whoever_only_watches_makes_nothing_ready() {
+fn watching_audit_makes_no_counter_ready() {
     let store = MemoryStore::pending_backfill(&OLD);
     let mut audit = MemoryAudit::watching(&store, Duration::ZERO, SystemRuntime::new());
     audit.add(VOTES, |_| Vec::<Row>::new()).unwrap();
@@ -792,17 +805,17 @@ fn whoever_only_watches_makes_nothing_ready() {
     assert!(!store.is_ready(VOTES.id()).unwrap());
 }
 
-// Text for migrations of one's own.
+// DDL text for the application's own migrations.
 
 const RAISED: Schema = Schema::new(&[VOTES.table(), VOTES.version(2).table(), MEMBERSHIP.table()]);
-/// What both have is in another place of the schema, and a membership that was a counter like any
-/// other gets its index.
+/// The shared counters are in another order. The membership was a plain counter before, so it gets
+/// its index.
 const APART: Schema = Schema::new(&[MEMBERSHIP.table(), VOTES.table()]);
 const OTHERS: Schema = Schema::new(&[MEMBERSHIP.table()]);
 const PRUNED: Schema = Schema::new(&[MEMBERSHIP.table().prunable(), VOTES.table()]);
 
-/// Tables, indexes and catalogue, without what is random.
-fn made(conn: &Connection) -> Vec<String> {
+/// Tables, indexes and catalogue, without the random columns.
+fn dump(conn: &Connection) -> Vec<String> {
     let of = |text: &str| -> Vec<String> {
         let mut statement = conn.prepare(text).unwrap();
         statement.query_map((), |row| row.get(0)).unwrap().map(rusqlite::Result::unwrap).collect()
@@ -816,42 +829,46 @@ fn made(conn: &Connection) -> Vec<String> {
     all
 }
 
-fn run_all(conn: &Connection, statements: &[String]) {
+fn run_in_transaction(conn: &Connection, statements: &[String]) {
     conn.execute_batch(&format!("BEGIN; {}; COMMIT", statements.join(";\n"))).unwrap();
 }
 
-/// `sql::ddl` was the text for any migration, and made each counter ready: what a release added
-/// over rows, and so lacked them, was read.
+/// `sql::ddl` was once the text for every migration, and made each counter ready. A counter that a
+/// release added over existing rows was then read without them.
 #[test]
-fn counters_that_come_by_text_are_ready_in_a_new_database_only() {
+fn counters_created_from_ddl_text_are_ready_only_in_a_new_database() {
     let text = sql::Dialect::Sqlite;
     let conn = rows();
-    run_all(&conn, &sql::ddl_pending_backfill(text, &OLD));
+    run_in_transaction(&conn, &sql::ddl_pending_backfill(text, &OLD));
     store(&conn, &OLD).check().unwrap();
-    not_ready(store(&conn, &OLD).total(VOTES, 1), "setlist.votes", &["setlist.votes"]);
+    assert_not_ready(store(&conn, &OLD).total(VOTES, 1), "setlist.votes", &["setlist.votes"]);
     backfill(&conn, &OLD);
     assert_eq!(store(&conn, &OLD).total(VOTES, 1).unwrap(), 2);
 
-    run_all(&conn, &sql::migration(text, &NEW, &OLD).unwrap().statements);
+    run_in_transaction(&conn, &sql::migration(text, &NEW, &OLD).unwrap().statements);
     store(&conn, &NEW).check().unwrap();
     assert_eq!(store(&conn, &NEW).unready().unwrap(), [MEMBERSHIP.id(), SHOWS.id()]);
-    assert_eq!(store(&conn, &NEW).total(VOTES, 1).unwrap(), 2, "what was ready is");
-    not_ready(store(&conn, &NEW).total(SHOWS, 0), "show.votes", &["show.votes", "setlist.show"]);
+    assert_eq!(store(&conn, &NEW).total(VOTES, 1).unwrap(), 2, "a ready counter stays ready");
+    assert_not_ready(
+        store(&conn, &NEW).total(SHOWS, 0),
+        "show.votes",
+        &["show.votes", "setlist.show"],
+    );
     backfill(&conn, &NEW);
-    not_ready(store(&conn, &NEW).top(RANK, 3), "show.board", &["show.board"]);
-    exact(&conn);
+    assert_not_ready(store(&conn, &NEW).top(RANK, 3), "show.board", &["show.board"]);
+    assert_exact(&conn);
     store(&conn, &NEW).rebuild(RANK).unwrap();
     assert_eq!(store(&conn, &NEW).top(RANK, 9).unwrap().len(), votes_of_shows(&conn).len());
-    // Once more, it fails, and changes nothing.
-    let before = made(&conn);
+    // Run again, the migration fails and changes nothing.
+    let before = dump(&conn);
     for statement in sql::migration(text, &NEW, &OLD).unwrap().statements {
         let _ = conn.execute_batch(&statement);
     }
-    assert_eq!(made(&conn), before);
+    assert_eq!(dump(&conn), before);
 }
 
 #[test]
-fn text_leaves_what_create_and_forget_leave() {
+fn ddl_text_makes_the_same_tables_as_create_and_drop_counter() {
     let text = sql::Dialect::Sqlite;
     for (before, after) in [
         (OLD, NEW),
@@ -865,29 +882,30 @@ fn text_leaves_what_create_and_forget_leave() {
         (NEW, NEW),
     ] {
         let (by_text, by_create) = (rows(), rows());
-        run_all(&by_text, &sql::ddl(text, &before));
+        run_in_transaction(&by_text, &sql::ddl(text, &before));
         store(&by_create, &before).create().unwrap();
-        assert_eq!(made(&by_text), made(&by_create));
+        assert_eq!(dump(&by_text), dump(&by_create));
         let migration = sql::migration(text, &after, &before).unwrap();
-        run_all(&by_text, &migration.statements);
+        run_in_transaction(&by_text, &migration.statements);
         store(&by_create, &after)
             .create_pending_backfill()
             .unwrap_or_else(|error| assert!(matches!(error, Error::SchemaMismatch { .. })));
-        if made(&by_text) != made(&by_create) {
-            // An older schema beside a newer rollup or version is refused, and has nothing to make.
+        if dump(&by_text) != dump(&by_create) {
+            // An older schema beside a newer rollup or version is refused, and its migration
+            // creates nothing.
             assert!(migration.statements.is_empty() && !migration.drops.is_empty());
         }
         let mut lost: Vec<_> = migration.drops.iter().map(|gone| gone.name.clone()).collect();
         for gone in &migration.drops {
-            run_all(&by_text, &gone.statements);
+            run_in_transaction(&by_text, &gone.statements);
             store(&by_create, &after).drop_counter(&gone.name).unwrap();
-            assert_eq!(made(&by_text), made(&by_create), "{}", gone.name);
+            assert_eq!(dump(&by_text), dump(&by_create), "{}", gone.name);
         }
         lost.sort_unstable();
         assert_eq!(
             store(&by_text, &after).orphaned().unwrap(),
             Vec::<String>::new(),
-            "{lost:?} is what was lost"
+            "the schema lost {lost:?}"
         );
         store(&by_text, &after).check().unwrap();
     }
@@ -897,15 +915,15 @@ fn text_leaves_what_create_and_forget_leave() {
         Err(Error::DefinitionConflict { counter: "setlist.votes", .. })
     ));
     let conn = rows();
-    run_all(&conn, &sql::ddl_pending_backfill(text, &OLD));
+    run_in_transaction(&conn, &sql::ddl_pending_backfill(text, &OLD));
     let by_create = rows();
     store(&by_create, &OLD).create_pending_backfill().unwrap();
-    assert_eq!(made(&conn), made(&by_create));
+    assert_eq!(dump(&conn), dump(&by_create));
 }
 
-/// In whatever order and however often, by whoever goes on after an error.
+/// In any order and any number of times, also if the caller continues after an error.
 #[test]
-fn text_for_a_new_database_makes_nothing_ready_in_one_that_has_tables() {
+fn ddl_text_for_a_new_database_makes_nothing_ready_in_one_with_tables() {
     let statements = sql::ddl(sql::Dialect::Sqlite, &NEW);
     let conn = counted();
     assert!(conn.execute_batch(&format!("BEGIN; {}; COMMIT", statements.join(";\n"))).is_err());
@@ -913,20 +931,20 @@ fn text_for_a_new_database_makes_nothing_ready_in_one_that_has_tables() {
     for _ in 0..2 {
         let failed =
             statements.iter().filter(|statement| conn.execute_batch(statement).is_err()).count();
-        assert!(failed >= 2, "the catalogue, and the table that is there");
-        not_ready(
+        assert!(failed >= 2, "the statements of the catalogue and of the existing table fail");
+        assert_not_ready(
             store(&conn, &NEW).total(SHOWS, 0),
             "show.votes",
             &["show.votes", "setlist.show"],
         );
-        not_ready(
+        assert_not_ready(
             store(&conn, &NEW).top(RANK, 3),
             "show.board",
             &["show.board", "show.votes", "setlist.show"],
         );
         assert_eq!(store(&conn, &NEW).total(VOTES, 12).unwrap(), 13);
     }
-    // Nor where no name is the same.
+    // The same if the existing tables have other names.
     let conn = Connection::open_in_memory().unwrap();
     for statement in
         sql::ddl(sql::Dialect::Sqlite, &OLD).iter().chain(&sql::ddl(sql::Dialect::Sqlite, &OTHERS))
@@ -935,7 +953,7 @@ fn text_for_a_new_database_makes_nothing_ready_in_one_that_has_tables() {
     }
     assert_eq!(store(&conn, &OLD).unready().unwrap(), []);
     assert_eq!(store(&conn, &OTHERS).unready().unwrap(), [MEMBERSHIP.id()]);
-    // Half-way, and again.
+    // Stopped after any statement, and run again.
     for ran in 0..statements.len() {
         let conn = Connection::open_in_memory().unwrap();
         for statement in statements.iter().take(ran).chain(&statements) {
@@ -946,7 +964,7 @@ fn text_for_a_new_database_makes_nothing_ready_in_one_that_has_tables() {
     }
 }
 
-/// The database as it is now, in a file of its own.
+/// A copy of the current database in a file of its own.
 fn backup(conn: &Connection) -> (tempfile::TempDir, Connection) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("backup");
@@ -955,8 +973,8 @@ fn backup(conn: &Connection) -> (tempfile::TempDir, Connection) {
     (folder, restored)
 }
 
-/// The place of a backfill was in its token alone: on a backup from before the leg, the first keys
-/// were never filled, and read as 0.
+/// The position of a backfill was in its token only. Resumed on a backup from before the leg, it
+/// never filled the first keys, which were then read as 0.
 #[test]
 fn a_backfill_resumed_on_a_restored_backup_fills_what_the_backup_lacks() {
     let leg = Options::default().page(1).max_pages(5);
@@ -982,17 +1000,17 @@ fn a_backfill_resumed_on_a_restored_backup_fills_what_the_backup_lacks() {
                     .complete()
             );
             assert_eq!(store(&restored, &SUMS).unready().unwrap(), []);
-            exact(&restored);
+            assert_exact(&restored);
         }
         backups = vec![backup(&conn)];
         backfill = Reconciler::resume(Mode::Backfill, &SUMS, &through_text(&token), leg).unwrap();
     }
-    exact(&conn);
+    assert_exact(&conn);
 }
 
-/// The totals beneath a run become older while it is under way: a standby took over.
+/// A standby takes over during the run, and its totals are older.
 #[test]
-fn a_backfill_that_goes_on_over_older_totals_begins_where_they_are() {
+fn backfill_continued_over_older_totals_starts_at_their_position() {
     let conn = counted();
     store(&conn, &SUMS).create().unwrap();
     for pages in [0, 3] {
@@ -1018,15 +1036,15 @@ fn a_backfill_that_goes_on_over_older_totals_begins_where_they_are() {
         assert!(
             run(&mut rest, &mut audit(&older, &SUMS), &mut World::default()).unwrap().complete()
         );
-        exact(&older);
+        assert_exact(&older);
         assert_eq!(store(&older, &SUMS).unready().unwrap(), []);
     }
 }
 
-/// A run that was driven again kept its place beside totals that lacked the page before it: a
-/// standby had taken over in between.
+/// A run that was driven again after an error stored its position beside totals that lacked the
+/// page before it: a standby had taken over in between.
 #[test]
-fn a_run_that_is_driven_again_after_an_error_asks_what_the_totals_have() {
+fn run_driven_again_after_an_error_reads_the_position_from_the_totals() {
     let leg = Options::default().page(2).max_pages(1);
     for pages in [0, 1] {
         let conn = counted();
@@ -1052,7 +1070,7 @@ fn a_run_that_is_driven_again_after_an_error_asks_what_the_totals_have() {
                 .complete()
         );
         assert_eq!(store(&older, &SUMS).unready().unwrap(), []);
-        exact(&older);
+        assert_exact(&older);
     }
 
     let conn = counted();
@@ -1078,15 +1096,15 @@ fn a_run_that_is_driven_again_after_an_error_asks_what_the_totals_have() {
         assert_eq!(
             (report.complete(), report.counters[0].clean),
             (true, clean),
-            "nobody knows which totals these are"
+            "the first page may be of other totals"
         );
     }
 }
 
-/// Legs of a verify called a counter clean whose first keys they had compared before the backup was
-/// restored.
+/// Legs of a verify called a counter clean although they had compared its first keys before the
+/// backup was restored.
 #[test]
-fn a_leg_calls_clean_what_its_database_says_the_legs_before_have_compared() {
+fn counter_is_clean_only_if_its_database_kept_the_position_of_earlier_legs() {
     let conn = rows();
     store(&conn, &OLD).create().unwrap();
     let (_folder, older) = backup(&conn); // in which all totals are missing
@@ -1111,7 +1129,7 @@ fn a_leg_calls_clean_what_its_database_says_the_legs_before_have_compared() {
     let first = leg(&conn, None, 1).token.unwrap();
     let second = leg(&conn, Some(&first), 1).token.unwrap();
     assert_eq!(kept(&conn), 1);
-    // The last keys of the backup are as they should be, the first are not.
+    // In the backup, the last keys are right and the first ones are missing.
     older
         .execute_batch("INSERT INTO setlist_votes SELECT setlist, sum(weight) FROM votes WHERE setlist > 4 GROUP BY 1")
         .unwrap();
@@ -1119,13 +1137,17 @@ fn a_leg_calls_clean_what_its_database_says_the_legs_before_have_compared() {
         let restored = leg(&older, Some(token), 100);
         assert!(restored.complete() && restored.drift() == 0 && !restored.counters[0].clean);
     }
-    assert!(!leg(&conn, Some(&first), 100).counters[0].clean, "another leg has gone on from there");
+    assert!(
+        !leg(&conn, Some(&first), 100).counters[0].clean,
+        "another leg continued from this token"
+    );
     let last = leg(&conn, Some(&second), 100);
     assert!(last.complete() && last.counters[0].clean);
-    assert!(!leg(&conn, Some(&second), 100).counters[0].clean, "the same once more");
-    assert_eq!(kept(&conn), 0, "what is complete is not kept");
+    assert!(!leg(&conn, Some(&second), 100).counters[0].clean, "the token was used before");
+    assert_eq!(kept(&conn), 0, "a complete run is not kept");
 
-    // Where nothing can be written, a whole run may say so, and legs may not.
+    // If nothing can be written, a run in one leg may call the counter clean, and a run in several
+    // legs may not.
     conn.execute_batch("PRAGMA query_only = 1").unwrap();
     assert!(leg(&conn, None, 100).counters[0].clean);
     let first = leg(&conn, None, 1).token.unwrap();
@@ -1133,7 +1155,7 @@ fn a_leg_calls_clean_what_its_database_says_the_legs_before_have_compared() {
     assert!(last.complete() && !last.counters[0].clean);
 }
 
-/// Runs that nobody goes on with do not pile up.
+/// Runs that are never resumed do not accumulate.
 #[test]
 fn no_more_than_256_runs_are_kept() {
     let conn = counted();

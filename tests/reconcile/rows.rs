@@ -1,4 +1,4 @@
-//! Rows of a memory audit in any order, given once for all counters that they drive.
+//! Rows of a memory audit in any order, added once for all counters that they count in.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -34,7 +34,7 @@ impl Record for Vote {
     }
 }
 
-/// A show adds to each of its tags, and a vote of its own.
+/// A show adds 1 to each of its tags and a vote to itself.
 #[derive(Debug, Clone)]
 struct Show(i64, &'static [&'static str]);
 
@@ -60,7 +60,7 @@ fn shows() -> [Show; 3] {
     [Show(3, &["rock", "live"]), Show(-9, &[]), Show(100, &["live"])]
 }
 
-/// Totals of which some are wrong, missing or of no row.
+/// A store in which some totals are wrong, missing or orphans.
 fn drifted(random: &mut Random, votes: &[Vote]) -> MemoryStore {
     let store = MemoryStore::new(&SCHEMA);
     let mut batch = Batch::new();
@@ -71,7 +71,7 @@ fn drifted(random: &mut Random, votes: &[Vote]) -> MemoryStore {
     store
 }
 
-/// The same rows in key order, a source for each counter.
+/// An audit of the same rows in key order, with one source for each counter.
 fn sorted<'a>(store: &'a mut MemoryStore, votes: &'a [Vote]) -> MemoryAudit<'a> {
     let (mut by_show, mut by_user) = (votes.to_vec(), votes.to_vec());
     by_show.extend(shows().map(|show| Vote { show: show.0, user: "not read".into(), stars: 0 }));
@@ -87,7 +87,7 @@ fn sorted<'a>(store: &'a mut MemoryStore, votes: &'a [Vote]) -> MemoryAudit<'a> 
     audit
 }
 
-fn give<'a>(audit: &mut MemoryAudit<'a>, votes: &'a [Vote]) {
+fn add_rows<'a>(audit: &mut MemoryAudit<'a>, votes: &'a [Vote]) {
     audit.rows(&OF_VOTES, || votes.iter()).unwrap();
     audit.rows(&OF_SHOWS, shows).unwrap();
 }
@@ -107,7 +107,8 @@ fn rows_in_any_order_are_reported_and_repaired_as_sorted_ones_are() {
                 let check = |kind: &str, report: Report, store: &MemoryStore| {
                     let what = format!("seed {seed}, page {page}, {mode}, {kind}");
                     assert!(wanted.drift() > 3, "{what}");
-                    // A show is one row here, and one for each of its tags there.
+                    // A show is one row here, and one row for each of its tags in the sorted
+                    // source.
                     let without_rows = |report: &Report| {
                         report.table().to_string().split("; ").next().map(str::to_owned)
                     };
@@ -121,19 +122,19 @@ fn rows_in_any_order_are_reported_and_repaired_as_sorted_ones_are() {
                 };
                 let mut alone = drifted(&mut Random(seed), &votes);
                 let mut audit = MemoryAudit::new(&mut alone);
-                give(&mut audit, &votes);
+                add_rows(&mut audit, &votes);
                 let report = run_whole(mode, &SCHEMA, options, &mut audit).unwrap();
                 drop(audit);
                 check("alone", report, &alone);
                 let beside = drifted(&mut Random(seed), &votes);
                 let grace_period = GracePeriod::after(Duration::from_secs(1));
                 let mut audit = MemoryAudit::live(&beside, grace_period, SystemRuntime::new());
-                give(&mut audit, &votes);
+                add_rows(&mut audit, &votes);
                 check("live", run_whole(mode, &SCHEMA, options, &mut audit).unwrap(), &beside);
                 if mode == Mode::Verify {
                     let mut audit =
                         MemoryAudit::watching(&beside, Duration::from_secs(1), World::default());
-                    give(&mut audit, &votes);
+                    add_rows(&mut audit, &votes);
                     check(
                         "watching",
                         run_whole(mode, &SCHEMA, options, &mut audit).unwrap(),
@@ -149,8 +150,8 @@ fn rows_in_any_order_are_reported_and_repaired_as_sorted_ones_are() {
 fn rows_are_read_once_for_each_page_and_once_for_each_repair_of_256_keys() {
     let votes: Vec<Vote> = (0..600).map(|show| Vote { show, user: "u".into(), stars: 1 }).collect();
     for live in [false, true] {
-        // A repair probes both counters, which stops at the first row; then it compares 600 keys by
-        // 300, repairs each page in two chunks, and compares and repairs one key.
+        // A repair probes both counters, which reads up to the first row. Then it compares 600 keys
+        // in pages of 300, repairs each page in two requests, and compares and repairs one key.
         for (mode, beyond_pages) in [(Mode::Verify, 0), (Mode::Repair, 2 + 4 + 1)] {
             let (mut alone, beside) = (MemoryStore::new(&SCHEMA), MemoryStore::new(&SCHEMA));
             let reads = Cell::new(0);
@@ -171,7 +172,7 @@ fn rows_are_read_once_for_each_page_and_once_for_each_repair_of_256_keys() {
             let of = keepcount::reconcile::Run::new(mode, &SCHEMA).counters(&OF_VOTES);
             let report = of.options(Options::default().page(300)).run(&mut audit).unwrap();
             assert_eq!((report.pages, report.drift()), (3, 601));
-            // Next to writers, a page's keys that differ are compared once more, together.
+            // A live audit compares the differing keys of a page again, all in one read.
             let again = if live { 3 } else { 0 };
             assert_eq!(reads.get(), report.pages + beyond_pages + again, "{mode}, live: {live}");
         }
@@ -179,7 +180,7 @@ fn rows_are_read_once_for_each_page_and_once_for_each_repair_of_256_keys() {
 }
 
 #[test]
-fn rows_of_several_records_add_up_and_a_sorted_source_takes_their_place() {
+fn rows_of_several_records_add_up_and_a_sorted_source_replaces_them() {
     let mut store = MemoryStore::new(&SCHEMA);
     let mut audit = MemoryAudit::new(&mut store);
     audit.rows(&OF_VOTES, || [Vote { show: 3, user: "u".into(), stars: 2 }]).unwrap();
@@ -205,7 +206,7 @@ fn rows_of_several_records_add_up_and_a_sorted_source_takes_their_place() {
 }
 
 #[test]
-fn rows_that_drive_nothing_here_or_cannot_be_read_are_errors() {
+fn rows_of_unknown_counters_and_unreadable_rows_are_errors() {
     const OTHER: Schema = Schema::new(&[TAG_SHOWS.table()]);
     const NEWER: Schema = Schema::new(&[SHOW_VOTES.version(2).table(), USER_STARS.table()]);
     let no_votes = Vec::<Vote>::new;
@@ -228,7 +229,8 @@ fn rows_that_drive_nothing_here_or_cannot_be_read_are_errors() {
         .unwrap();
     let error = verify(&SCHEMA).counters(&[TAG_SHOWS.id()]).run(&mut audit).unwrap_err();
     assert_eq!(error.to_string(), "reading rows of counter tag.shows: the line is not JSON");
-    // A sum leaves 64 bits and comes back: only the whole sum counts.
+    // An intermediate sum leaves the range of `i64`, and the final sum is back inside it: only the
+    // final sum matters.
     let big = |stars| Vote { show: 1, user: "u".into(), stars };
     audit.rows(&OF_VOTES, move || [big(i64::MAX), big(1), big(-2)]).unwrap();
     let report = verify(&SCHEMA).counters(&[USER_STARS.id()]).run(&mut audit).unwrap();

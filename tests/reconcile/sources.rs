@@ -1,6 +1,6 @@
-//! Sources: pages come from an index, two ways to say one thing agree, what SQL and tally say
-//! differently is refused before any repair, and rows that cannot be counted are errors that name
-//! their key.
+//! Sources: pages need an index, recounts by SQL and by tally agree, a source that differs from the
+//! tally is refused before any repair, and rows that cannot be counted are errors that name their
+//! key.
 
 use std::ops::Bound;
 
@@ -39,7 +39,7 @@ fn read_sale(row: &Row<'_>) -> rusqlite::Result<Sale> {
     Ok(Sale { shop: row.get(0)?, amount: row.get(1)?, open: row.get(2)? })
 }
 
-/// The sales of this table, without a counter yet.
+/// The sales of this table, without a counter.
 fn sales_of(table: &str) -> SqliteRows<'static> {
     SqliteRows::of(table, |row| Ok(read_sale(row)?)).columns("shop, amount, open")
 }
@@ -52,7 +52,7 @@ fn by_shop() -> Columns {
     Columns::of(["shop"]).sum("amount").filter("open")
 }
 
-/// A database of these tables and rows, with tables of totals.
+/// A database with these tables and the tables of totals.
 fn database(schema: &Schema, ddl: &str) -> Connection {
     let conn = Connection::open_in_memory().unwrap();
     conn.set_prepared_statement_cache_capacity(64);
@@ -81,7 +81,7 @@ fn audit_of<'a>(
     audit.add(rows).map(|()| audit)
 }
 
-fn added(conn: &Connection, schema: &Schema, rows: SqliteRows<'_>) -> Result<()> {
+fn add_source(conn: &Connection, schema: &Schema, rows: SqliteRows<'_>) -> Result<()> {
     SqliteAudit::new(conn, schema).unwrap().add(rows)
 }
 
@@ -96,7 +96,7 @@ fn run_over(
     run_whole(mode, schema, Options::default().page(page), &mut audit)
 }
 
-/// What a verify says each key's rows add up to, where the totals are empty: keys as text.
+/// The recounts of a verify over empty totals, with keys as text.
 fn expected_all<K: Key>(
     conn: &Connection,
     schema: &Schema,
@@ -122,13 +122,14 @@ fn assert_source<T: std::fmt::Debug>(result: Result<T>, names: &[&str]) {
 // Plans.
 
 #[test]
-fn pages_come_from_an_index_on_the_key() {
+fn source_needs_an_index_on_the_key() {
     let conn = database(&SUMS, SALES);
     for columns in [by_shop(), by_shop().by_tally(), Columns::of(["shop"]).count()] {
-        let made = added(&conn, &SUMS, sales(columns));
+        let made = add_source(&conn, &SUMS, sales(columns));
         assert_source(made, &["shop.sum", "CREATE INDEX", "\"sales\" (\"shop\")"]);
     }
-    // Of other columns, of the key's later, of a part of the rows: none serves.
+    // An index on other columns, with the key not first, on a part of the rows, or with another
+    // collation cannot be used.
     for index in [
         "(open)",
         "(amount, shop)",
@@ -138,18 +139,18 @@ fn pages_come_from_an_index_on_the_key() {
     ] {
         conn.execute_batch(&format!("DROP INDEX IF EXISTS i; CREATE INDEX i ON sales {index}"))
             .unwrap();
-        assert_source(added(&conn, &SUMS, sales(by_shop())), &["CREATE INDEX"]);
+        assert_source(add_source(&conn, &SUMS, sales(by_shop())), &["CREATE INDEX"]);
     }
     for index in ["(shop)", "(shop, open)", "(shop, open, amount)", "(shop DESC)"] {
         conn.execute_batch(&format!("DROP INDEX IF EXISTS i; CREATE INDEX i ON sales {index}"))
             .unwrap();
-        added(&conn, &SUMS, sales(by_shop())).unwrap();
-        added(&conn, &SUMS, sales(by_shop().by_tally())).unwrap();
+        add_source(&conn, &SUMS, sales(by_shop())).unwrap();
+        add_source(&conn, &SUMS, sales(by_shop().by_tally())).unwrap();
     }
 }
 
-/// Rows of a source by key: how far the reading of a page goes.
-fn fill(conn: &Connection, shops: i64, each: i64) {
+/// Inserts `each` sales for every one of `shops` shops.
+fn insert_sales(conn: &Connection, shops: i64, each: i64) {
     conn.execute(
         "WITH RECURSIVE n (at) AS (SELECT 0 UNION ALL SELECT at + 1 FROM n WHERE at < ?1 * ?2 - 1)
          INSERT INTO sales SELECT at % ?1, at % 7 * 2 - 7, at % 3 > 0 FROM n",
@@ -158,23 +159,24 @@ fn fill(conn: &Connection, shops: i64, each: i64) {
     .unwrap();
 }
 
-/// An index on the filter's column promises few rows, and would have every page sort all of them.
+/// An index on the filter's column selects few rows, but with it every page would have to sort all
+/// of them.
 #[test]
-fn an_index_on_the_filter_does_not_tempt_the_planner() {
+fn index_on_the_filter_is_not_used_for_pages() {
     for analyze in ["", "ANALYZE"] {
         let conn = database(&SUMS, SALES);
-        fill(&conn, 200, 10);
+        insert_sales(&conn, 200, 10);
         conn.execute_batch(
             "UPDATE sales SET open = (rowid % 50 = 0); CREATE INDEX sales_by_open ON sales (open)",
         )
         .unwrap();
         conn.execute_batch(analyze).unwrap();
-        assert_source(added(&conn, &SUMS, sales(by_shop())), &["CREATE INDEX"]);
+        assert_source(add_source(&conn, &SUMS, sales(by_shop())), &["CREATE INDEX"]);
         conn.execute_batch(INDEX).unwrap();
         conn.execute_batch(analyze).unwrap();
         for filter in ["open", "open = 1", "open = TRUE", "open AND amount <> 0"] {
             let columns = || Columns::of(["shop"]).sum("amount").filter(filter);
-            added(&conn, &SUMS, sales(columns())).unwrap();
+            add_source(&conn, &SUMS, sales(columns())).unwrap();
             assert_eq!(
                 expected_all(&conn, &SUMS, SUM, sales(columns()), 7),
                 expected_all(&conn, &SUMS, SUM, sales(columns()), 1_000),
@@ -184,13 +186,13 @@ fn an_index_on_the_filter_does_not_tempt_the_planner() {
     }
 }
 
-/// The plans of the statements that a run ran, which the audit knows alone: as SQLite's trace gives
-/// them.
+/// Only the audit knows its statements, so the test takes them from SQLite's trace and asks for
+/// their plans.
 #[test]
 fn no_statement_of_a_run_sorts() {
     for tally in [false, true] {
         let mut conn = sales_database("");
-        fill(&conn, 60, 4);
+        insert_sales(&conn, 60, 4);
         conn.execute_batch("CREATE INDEX sales_by_open ON sales (open)").unwrap();
         let trace = Trace::on(&mut conn);
         let columns = if tally { by_shop().by_tally() } else { by_shop() };
@@ -198,7 +200,7 @@ fn no_statement_of_a_run_sorts() {
         trace.take();
         run_whole(Mode::Repair, &SUMS, Options::default().page(9), &mut audit).unwrap();
         let mut texts = trace.take();
-        // Whether there is a row at all is asked of the table.
+        // The probe for an empty source reads the table without an order.
         texts.retain(|text| {
             text.starts_with("SELECT") && text.contains("sales") && !text.starts_with("SELECT 1 ")
         });
@@ -222,7 +224,7 @@ const DAYS: Counter<(i64, String)> = Counter::new("shop.days");
 const NAMES: Counter<String> = Counter::new("tag.names");
 const TEXTS: Schema = Schema::new(&[DAYS.table(), NAMES.table()]);
 
-/// A row with a text and a tuple for a key.
+/// A row that counts under a text and under a tuple.
 #[derive(Debug, Clone)]
 struct Tag {
     name: Option<String>,
@@ -265,7 +267,7 @@ fn by_name_by_tally() -> SqliteRows<'static> {
 }
 
 #[test]
-fn tuples_and_texts_page_from_their_index_too() {
+fn source_of_a_tuple_or_a_text_needs_an_index_on_the_whole_key() {
     let conn = database(&TEXTS, "CREATE TABLE tags (name TEXT, shop INTEGER)");
     let advice = "\"tags\" (\"shop\", \"name\" COLLATE BINARY)";
     for index in
@@ -275,21 +277,22 @@ fn tuples_and_texts_page_from_their_index_too() {
         if !index.is_empty() {
             conn.execute_batch(&format!("CREATE INDEX i ON tags {index}")).unwrap();
         }
-        assert_source(added(&conn, &TEXTS, by_day()), &["shop.days", advice]);
+        assert_source(add_source(&conn, &TEXTS, by_day()), &["shop.days", advice]);
     }
     for index in ["(shop, name)", "(shop DESC, name DESC)"] {
         conn.execute_batch(&format!("DROP INDEX IF EXISTS i; CREATE INDEX i ON tags {index}"))
             .unwrap();
-        added(&conn, &TEXTS, by_day()).unwrap();
+        add_source(&conn, &TEXTS, by_day()).unwrap();
     }
-    let made = added(&conn, &TEXTS, by_name());
+    let made = add_source(&conn, &TEXTS, by_name());
     assert_source(made, &["\"tags\" (\"name\" COLLATE BINARY)"]);
 }
 
-/// A page behind the first begins where the one before ended, in the index: a text that carried its
-/// collation on the wrong side made every page read from the first row on.
+/// Every page but the first starts with an index search for the end of the page before. A text with
+/// its collation on the wrong side of the comparison once made every page read from the first row
+/// on.
 #[test]
-fn a_page_of_tuples_begins_in_the_middle_of_its_index() {
+fn page_of_tuples_starts_with_a_search_in_its_index() {
     for (ddl, tally) in
         [("name TEXT", false), ("name TEXT", true), ("name TEXT COLLATE NOCASE", false)]
     {
@@ -321,10 +324,10 @@ fn a_page_of_tuples_begins_in_the_middle_of_its_index() {
     }
 }
 
-/// Not every failure while rows are summed is a sum that left 64 bits; and it is the source's, not
-/// the database's.
+/// An error while SQL sums rows is not always an overflow. This one belongs to the source, not to
+/// the database.
 #[test]
-fn an_amount_that_cannot_be_computed_is_the_sources_error() {
+fn amount_that_cannot_be_computed_is_an_error_of_the_source() {
     let conn = sales_database("(1, 'x', 1)");
     let rows = sales(Columns::of(["shop"]).sum("json_extract(amount, '$')"));
     let error = run_over(&conn, &SUMS, rows, Mode::Verify, 9).unwrap_err();
@@ -334,14 +337,14 @@ fn an_amount_that_cannot_be_computed_is_the_sources_error() {
     );
 }
 
-/// A column that folds case would put two keys into one group, under either of their names.
+/// A column that folds case would put two keys into one group, under the name of either.
 #[test]
 fn a_nocase_column_needs_a_binary_index_and_is_then_exact() {
     let conn = database(
         &TEXTS,
         "CREATE TABLE tags (name TEXT COLLATE NOCASE, shop INTEGER); CREATE INDEX i ON tags (name)",
     );
-    assert_source(added(&conn, &TEXTS, by_name()), &["tag.names", "CREATE INDEX"]);
+    assert_source(add_source(&conn, &TEXTS, by_name()), &["tag.names", "CREATE INDEX"]);
     conn.execute_batch(
         "CREATE INDEX j ON tags (name COLLATE BINARY);
          INSERT INTO tags VALUES ('a', 1), ('A', 1), ('b', 1), ('B', 1), ('a', 1), ('', 1), (NULL, 1)",
@@ -357,7 +360,7 @@ fn a_nocase_column_needs_a_binary_index_and_is_then_exact() {
     repair_names(&conn, by_name()).unwrap();
     let totals = SqliteStore::new(&conn, &TEXTS).totals(NAMES).unwrap();
     assert_eq!(totals, wanted);
-    // A page of tuples that ends between two such keys.
+    // A page of tuples ends between two keys that differ by case only.
     conn.execute_batch("CREATE INDEX k ON tags (shop, name COLLATE BINARY)").unwrap();
     for page in [1, 2, 1_000] {
         for rows in [by_day(), by_day_by_tally()] {
@@ -372,7 +375,7 @@ fn a_nocase_column_needs_a_binary_index_and_is_then_exact() {
     }
 }
 
-/// The schema has another counter, which is left out.
+/// Runs over one of the schema's two counters.
 fn expected_of_names(conn: &Connection, rows: SqliteRows<'_>, page: usize) -> Vec<(String, i64)> {
     let report = scoped_to(conn, NAMES, rows, Mode::Verify, page).unwrap();
     report.counters[0]
@@ -400,7 +403,7 @@ fn scoped_to<K: Key>(
 }
 
 #[test]
-fn null_in_any_part_of_a_key_counts_nowhere() {
+fn row_with_null_in_any_part_of_its_key_is_not_counted() {
     let conn = database(
         &TEXTS,
         "CREATE TABLE tags (name TEXT, shop INTEGER); CREATE INDEX i ON tags (shop, name)",
@@ -423,12 +426,12 @@ fn null_in_any_part_of_a_key_counts_nowhere() {
     assert_eq!(scoped_to(&conn, DAYS, by_day(), Mode::Verify, 2).unwrap().drift(), 0);
 }
 
-// Two ways to say one thing.
+// Recounts by SQL and by tally.
 
 #[test]
 fn recounts_by_sql_and_by_tally_are_equal() {
     let conn = sales_database("(NULL, 5, 1), (NULL, 5, 0)");
-    fill(&conn, 41, 13);
+    insert_sales(&conn, 41, 13);
     let ask = |audit: &mut SqliteAudit<'_>, after: Option<i64>, keys| -> PageDiff {
         audit
             .compare(&PageRequest {
@@ -448,7 +451,7 @@ fn recounts_by_sql_and_by_tally_are_equal() {
             assert_eq!(
                 ask(&mut by_sql, after, keys),
                 ask(&mut by_tally, after, keys),
-                "{keys} behind {after:?}"
+                "{keys} keys after {after:?}"
             );
         }
     }
@@ -464,7 +467,7 @@ fn recounts_by_sql_and_by_tally_are_equal() {
 const FRIENDS: Counter<i64> = Counter::new("user.friends");
 const FRIENDS_SCHEMA: Schema = Schema::new(&[FRIENDS.table()]);
 
-/// Adds to two keys of one counter: both friends have one more.
+/// A row that adds to two keys of one counter: each of the friends has one more.
 #[derive(Debug, Clone, Copy)]
 struct Pair(i64, i64);
 
@@ -475,7 +478,7 @@ impl Record for Pair {
     }
 }
 
-/// One end of it: what a source gives for each of its keys.
+/// One end of a pair: what a source must return for each of its keys.
 #[derive(Debug, Clone, Copy)]
 struct End(i64);
 
@@ -490,7 +493,7 @@ const FRIENDS_TABLE: &str = "CREATE TABLE friends (one INTEGER, two INTEGER);
      INSERT INTO friends VALUES (1, 2), (1, 3), (2, 3), (4, 4), (9, 1)";
 
 #[test]
-fn a_row_that_adds_to_two_keys_is_given_twice_by_a_query() {
+fn row_that_adds_to_two_keys_is_counted_if_a_query_returns_it_twice() {
     let conn = database(&FRIENDS_SCHEMA, FRIENDS_TABLE);
     let ends = |columns: Columns| {
         let query = "SELECT one AS end FROM friends UNION ALL SELECT two FROM friends";
@@ -504,7 +507,7 @@ fn a_row_that_adds_to_two_keys_is_given_twice_by_a_query() {
         assert_eq!(expected_all(&conn, &FRIENDS_SCHEMA, FRIENDS, by_tally(), page), wanted);
     }
     run_over(&conn, &FRIENDS_SCHEMA, by_sql(), Mode::Repair, 2).unwrap();
-    // The hooks meanwhile use the record that adds to both.
+    // The hooks use the record that adds to both keys.
     let mut batch = Batch::new();
     conn.execute_batch("INSERT INTO friends VALUES (3, 9)").unwrap();
     batch.insert(&Pair(3, 9));
@@ -514,7 +517,7 @@ fn a_row_that_adds_to_two_keys_is_given_twice_by_a_query() {
 }
 
 #[test]
-fn a_row_that_adds_to_two_keys_is_refused_where_a_source_gives_it_once() {
+fn row_that_adds_to_two_keys_is_refused_if_a_source_returns_it_once() {
     let conn = database(&FRIENDS_SCHEMA, FRIENDS_TABLE);
     let run = |columns: Columns, mode| {
         let pairs = SqliteRows::of("friends", |row| Ok(Pair(row.get(0)?, row.get(1)?)));
@@ -556,7 +559,7 @@ fn null_amounts_add_nothing_and_no_key() {
 }
 
 #[test]
-fn amounts_that_are_no_integers_are_refused_and_their_key_named() {
+fn amount_that_is_not_an_integer_is_refused_with_its_key() {
     for amount in ["2.5", "2.0", "1e300", "'many'", "'7.5'", "x'00'"] {
         let conn = sales_database(&format!("(1, 1, 1), (2, {amount}, 1), (2, 1, 1), (3, 1, 1)"));
         for mode in [Mode::Verify, Mode::Repair] {
@@ -576,7 +579,8 @@ fn a_recount_beyond_64_bits_names_its_key() {
     for (rows, key) in [
         (format!("(1, 1, 1), (2, {big}, 1), (2, 1, 1), (3, 1, 1)"), "2"),
         (format!("(1, 1, 1), (2, 1, 1), (5, -{big}, 1), (5, -{big}, 1)"), "5"),
-        // The sum fits; on the way it does not. SQLite's sum refuses it, and so does the tally's.
+        // The final sum fits and an intermediate one does not. SQLite's sum refuses it, and so does
+        // the tally.
         (format!("(7, {big}, 1), (7, 1, 1), (7, -1, 1)"), "7"),
     ] {
         let conn = sales_database(&rows);
@@ -594,7 +598,7 @@ fn a_recount_beyond_64_bits_names_its_key() {
         }
         let error = run_over(&conn, &SUMS, sales(by_shop()), Mode::Repair, 1).unwrap_err();
         assert!(matches!(error, Error::Overflow { .. }), "{error}");
-        // A repair of that key says the same.
+        // A repair of that key fails in the same way.
         let mut audit = audit_of(&conn, &SUMS, sales(by_shop())).unwrap();
         let keys = vec![KeyBuf::of::<i64>(key.parse::<i64>().unwrap())];
         let error = audit
@@ -605,12 +609,12 @@ fn a_recount_beyond_64_bits_names_its_key() {
     }
 }
 
-// Skew.
+// Sources that differ from the tally.
 
-/// A source that counts otherwise than the hooks: refused by repair, and nothing has changed;
-/// verify says what it sees.
+/// Asserts that a repair refuses a source that differs from the hooks, and changes nothing. A
+/// verify reports what it finds.
 #[track_caller]
-fn mismatched(rows: &str, source: impl Fn() -> SqliteRows<'static>, says: &[&str]) {
+fn assert_mismatch(rows: &str, source: impl Fn() -> SqliteRows<'static>, says: &[&str]) {
     let conn = sales_database(rows);
     conn.execute_batch("INSERT INTO shop_sum VALUES (1, 99), (77, 5)").unwrap();
     let changes = conn.total_changes();
@@ -636,25 +640,29 @@ const SOME: &str = "(1, 4, 1), (1, 5, 0), (2, -3, 1), (3, 1, 1)";
 fn a_filter_that_counts_other_rows_is_refused() {
     let over =
         |filter: &'static str| move || sales(Columns::of(["shop"]).sum("amount").filter(filter));
-    mismatched(SOME, over("NOT open"), &["SQL adds nothing", "tally 4 to key 1"]);
-    mismatched(SOME, over("1"), &["SQL adds 5 to key 1", "tally nothing"]);
-    mismatched(SOME, over("open AND amount > 0"), &["key 2", "SQL adds nothing", "-3 to key 2"]);
-    // What the hooks count, and SQL excludes because its condition is null.
-    mismatched(
+    assert_mismatch(SOME, over("NOT open"), &["SQL adds nothing", "tally 4 to key 1"]);
+    assert_mismatch(SOME, over("1"), &["SQL adds 5 to key 1", "tally nothing"]);
+    assert_mismatch(
+        SOME,
+        over("open AND amount > 0"),
+        &["key 2", "SQL adds nothing", "-3 to key 2"],
+    );
+    // The hooks count a row that SQL excludes because its condition is null.
+    assert_mismatch(
         SOME,
         over("open AND (amount <> 1 OR NULL)"),
         &["key 3", "SQL adds nothing", "1 to key 3"],
     );
-    mismatched(SOME, || sales(Columns::of(["shop"]).sum("amount")), &["5 to key 1"]);
+    assert_mismatch(SOME, || sales(Columns::of(["shop"]).sum("amount")), &["5 to key 1"]);
 }
 
 #[test]
-fn an_amount_that_counts_otherwise_is_refused() {
+fn amount_that_differs_from_the_tally_is_refused() {
     let over =
         |amount: &'static str| move || sales(Columns::of(["shop"]).sum(amount).filter("open"));
-    mismatched(SOME, over("abs(amount)"), &["key 2", "adds 3 to key 2", "-3 to key 2"]);
-    mismatched(SOME, over("amount * 2"), &["adds 8 to key 1", "4 to key 1"]);
-    mismatched(
+    assert_mismatch(SOME, over("abs(amount)"), &["key 2", "adds 3 to key 2", "-3 to key 2"]);
+    assert_mismatch(SOME, over("amount * 2"), &["adds 8 to key 1", "4 to key 1"]);
+    assert_mismatch(
         SOME,
         || sales(Columns::of(["shop"]).count().filter("open")),
         &["adds 1 to key 1", "4 to key 1"],
@@ -662,20 +670,19 @@ fn an_amount_that_counts_otherwise_is_refused() {
 }
 
 #[test]
-fn another_key_column_is_refused() {
+fn key_column_that_differs_from_the_tally_is_refused() {
     let other = || sales(by_shop()).columns("shop + 1, amount, open");
-    mismatched(SOME, other, &["adds 4 to key 1", "4 to key 2"]);
-    // A row without a key in SQL, and one for the hooks.
+    assert_mismatch(SOME, other, &["adds 4 to key 1", "4 to key 2"]);
+    // A row that has a key in the tally and none in SQL.
     let without = || sales(by_shop()).columns("coalesce(shop, 8), amount, open");
-    mismatched("(1, 4, 1), (NULL, 6, 1)", without, &["adds nothing", "6 to key 8"]);
+    assert_mismatch("(1, 4, 1), (NULL, 6, 1)", without, &["adds nothing", "6 to key 8"]);
 }
 
-/// The samples of a look are the first and the last rows; a repair looks at rows of its own keys as
-/// well.
+/// The probe samples the first and the last rows only. A repair also samples rows of its own keys.
 #[test]
 fn a_mismatch_in_the_middle_is_found_by_the_repair_of_its_key() {
     let conn = sales_database("");
-    fill(&conn, 300, 3);
+    insert_sales(&conn, 300, 3);
     conn.execute_batch(
         "UPDATE sales SET open = 1, amount = 1;
          INSERT INTO shop_sum SELECT shop, count(*) FROM sales GROUP BY shop;
@@ -683,21 +690,21 @@ fn a_mismatch_in_the_middle_is_found_by_the_repair_of_its_key() {
          UPDATE shop_sum SET total = -3 WHERE key = 150",
     )
     .unwrap();
-    // SQL sees 3 where the hooks counted -3.
+    // SQL counts 3 where the hooks counted -3.
     let columns = Columns::of(["shop"]).sum("abs(amount)").filter("open");
     let changes = conn.total_changes();
     let error = run_over(&conn, &SUMS, sales(columns.clone()), Mode::Repair, 1_000).unwrap_err();
     assert!(matches!(&error, Error::DefinitionMismatch { key, .. } if key == "150"), "{error}");
-    assert_eq!(conn.total_changes(), changes + 1, "the line of the run is all that it wrote");
+    assert_eq!(conn.total_changes(), changes + 1, "the run wrote nothing but its own row");
     assert!(conn.is_autocommit());
-    // By tally nothing is said twice, and nothing is wrong.
+    // By tally there is only one definition, so nothing can differ.
     assert_eq!(
         run_over(&conn, &SUMS, sales(columns.by_tally()), Mode::Repair, 1_000).unwrap().drift(),
         0
     );
 }
 
-// What a source may be made of.
+// What a source consists of.
 
 #[test]
 fn a_source_that_does_not_fit_its_counter_is_refused_when_it_is_added() {
@@ -705,9 +712,9 @@ fn a_source_that_does_not_fit_its_counter_is_refused_when_it_is_added() {
     const BOTH: Schema = Schema::new(&[SUM.table(), OTHER.table()]);
     let conn = database(&BOTH, &format!("{SALES} {INDEX}"));
     let rows = sales(Columns::of(["shop", "open"]).count());
-    assert_source(added(&conn, &BOTH, rows), &["shop.sum", "2 key columns", "1 parts"]);
+    assert_source(add_source(&conn, &BOTH, rows), &["shop.sum", "2 key columns", "1 parts"]);
     assert_source(
-        added(&conn, &BOTH, sales(Columns::of([]).count())),
+        add_source(&conn, &BOTH, sales(Columns::of([]).count())),
         &["shop.sum", "0 key columns"],
     );
     for (rows, names) in [
@@ -717,16 +724,16 @@ fn a_source_that_does_not_fit_its_counter_is_refused_when_it_is_added() {
         (sales(by_shop().sum("cents")), vec!["shop.sum", "cents"]),
         (sales(by_shop()).columns("shop, cents"), vec!["shop.sum", "cents"]),
     ] {
-        let error = added(&conn, &BOTH, rows).unwrap_err();
+        let error = add_source(&conn, &BOTH, rows).unwrap_err();
         assert_eq!(error.recovery(), Recovery::Permanent);
         for name in names {
             assert!(error.to_string().contains(name), "`{error}` does not name {name}");
         }
     }
     let rows = sales_of("sales").key(Counter::<i64>::new("shop.nowhere"), by_shop());
-    let error = added(&conn, &BOTH, rows).unwrap_err();
+    let error = add_source(&conn, &BOTH, rows).unwrap_err();
     assert!(matches!(error, Error::UnknownCounter { .. }), "{error}");
-    // A source that is not there, found when its turn comes.
+    // A counter without a source is found when its turn comes.
     let mut audit = audit_of(&conn, &BOTH, sales(by_shop())).unwrap();
     for mode in [Mode::Verify, Mode::Repair] {
         let report = run_whole(mode, &BOTH, Options::default(), &mut audit).unwrap();
@@ -755,9 +762,9 @@ impl Record for Other {
     }
 }
 
-/// One such row ended a repair of all counters before its first page.
+/// One such row once ended a repair of all counters before its first page.
 #[test]
-fn a_row_that_cannot_be_read_ends_its_own_counter_alone_and_is_named() {
+fn unreadable_row_fails_only_its_own_counter_and_is_reported() {
     for (bad, says) in [
         ("x'00ff'", "a blob of 2 bytes, 00ff"),
         ("2.5", "2.5"),
@@ -807,7 +814,7 @@ fn a_row_that_cannot_be_read_ends_its_own_counter_alone_and_is_named() {
                 ),
                 (1, 0)
             );
-            // A run of this counter alone says so as an error.
+            // A run over this counter alone returns the error.
             let mut alone =
                 Reconciler::scoped(Mode::Repair, &TWO, &[FIRST.id()], Options::default()).unwrap();
             let error = keepcount::reconcile::run(
@@ -824,8 +831,8 @@ fn a_row_that_cannot_be_read_ends_its_own_counter_alone_and_is_named() {
     }
 }
 
-/// Of the first counter.
-fn rows_of_which_one_cannot_be_read() -> Connection {
+/// The unreadable row is one of the first counter.
+fn database_with_one_unreadable_row() -> Connection {
     let conn = Connection::open_in_memory().unwrap();
     let rows =
         "CREATE TABLE a (k); CREATE INDEX i ON a (k); CREATE TABLE b (k); CREATE INDEX j ON b (k);
@@ -834,7 +841,7 @@ fn rows_of_which_one_cannot_be_read() -> Connection {
     conn
 }
 
-/// The first counter by SQL or by tally, the second by SQL.
+/// The first counter is counted by SQL or by tally, the second one by SQL.
 fn audit_of_two(conn: &Connection, by_tally: bool) -> SqliteAudit<'_> {
     let columns = Columns::of(["k"]).count();
     let first = if by_tally { columns.clone().by_tally() } else { columns.clone() };
@@ -844,10 +851,10 @@ fn audit_of_two(conn: &Connection, by_tally: bool) -> SqliteAudit<'_> {
     audit
 }
 
-/// The last leg said that the run was complete.
+/// The last leg once reported the run as complete.
 #[test]
-fn a_counter_that_an_earlier_leg_left_out_leaves_the_run_incomplete() {
-    let conn = rows_of_which_one_cannot_be_read();
+fn counter_that_an_earlier_leg_left_out_leaves_the_run_incomplete() {
+    let conn = database_with_one_unreadable_row();
     SqliteStore::new(&conn, &TWO).create().unwrap();
     let mut audit = audit_of_two(&conn, false);
     let options = Options::default().page(1).max_pages(1);
@@ -862,7 +869,7 @@ fn a_counter_that_an_earlier_leg_left_out_leaves_the_run_incomplete() {
             )
             .unwrap(),
         );
-        // As the next process has it, from a file.
+        // Through its text, as the next process reads it from a file.
         let Some(token) = run.token() else { break };
         let token = token.to_string().parse().unwrap();
         run = Reconciler::resume(Mode::Repair, &TWO, &token, options).unwrap();
@@ -876,10 +883,10 @@ fn a_counter_that_an_earlier_leg_left_out_leaves_the_run_incomplete() {
     assert!(last.counters[0].failure.as_ref().unwrap().contains("earlier leg"), "{last}");
 }
 
-/// It was passed over, although nothing was wrong with its rows any more.
+/// The counter was once skipped again, although its rows were repaired.
 #[test]
-fn a_backfill_that_begins_anew_takes_in_what_an_earlier_leg_left_out() {
-    let conn = rows_of_which_one_cannot_be_read();
+fn restarted_backfill_includes_a_counter_that_an_earlier_leg_left_out() {
+    let conn = database_with_one_unreadable_row();
     let mut store = SqliteStore::new(&conn, &TWO);
     store.create_pending_backfill().unwrap();
     let mut audit = audit_of_two(&conn, false);
@@ -891,7 +898,7 @@ fn a_backfill_that_begins_anew_takes_in_what_an_earlier_leg_left_out() {
             .failure
             .is_some()
     );
-    // A backup from before the leg, and the row is repaired.
+    // A backup from before the leg is restored, and the row is deleted.
     conn.execute_batch("DELETE FROM keepcount_runs; DELETE FROM a WHERE typeof(k) = 'blob'")
         .unwrap();
     let mut run =
@@ -902,9 +909,10 @@ fn a_backfill_that_begins_anew_takes_in_what_an_earlier_leg_left_out() {
     assert_eq!((store.unready().unwrap(), store.total(FIRST, 1).unwrap()), (vec![], 1));
 }
 
-/// It was said that `SqliteStore::create` makes the table, and a name with its schema named none.
+/// The error once claimed that `SqliteStore::create` makes the table, and it did not handle a name
+/// qualified by its schema.
 #[test]
-fn a_source_that_is_not_there_is_named_and_the_store_is_not_blamed() {
+fn missing_source_is_named_and_the_error_does_not_mention_the_store() {
     let conn = sales_database("(1, 1, 1)");
     conn.execute_batch(
         "ATTACH ':memory:' AS old; CREATE TABLE old.archive (shop INTEGER, amount, open INTEGER)",
@@ -916,8 +924,9 @@ fn a_source_that_is_not_there_is_named_and_the_store_is_not_blamed() {
         ("main.archive", "one is in old"),
         ("public.sales", "one is in main"),
     ] {
-        let error = added(&conn, &SUMS, sales_of(name).key(SUM, Columns::of(["shop"]).count()))
-            .unwrap_err();
+        let error =
+            add_source(&conn, &SUMS, sales_of(name).key(SUM, Columns::of(["shop"]).count()))
+                .unwrap_err();
         assert!(
             matches!(&error, Error::SchemaMismatch { table, .. } if table == name),
             "{error:?}"
@@ -954,7 +963,7 @@ fn a_source_that_is_not_there_is_named_and_the_store_is_not_blamed() {
 }
 
 #[test]
-fn a_table_is_named_with_its_schema_and_one_that_another_hides_must_be() {
+fn source_table_may_be_qualified_and_must_be_if_another_hides_it() {
     let conn = sales_database("(1, 5, 1), (2, 6, 1)");
     let as_before = [("1".to_owned(), 5), ("2".to_owned(), 6)];
     let of = |name| sales_of(name).key(SUM, Columns::of(["shop"]).sum("amount"));
@@ -970,7 +979,7 @@ fn a_table_is_named_with_its_schema_and_one_that_another_hides_must_be() {
     assert_eq!(expected_all(&conn, &SUMS, SUM, of(r#"old."of.sales""#), 9), [("3".to_owned(), 7)]);
     assert_eq!(expected_all(&conn, &SUMS, SUM, of(r#""of.sales""#), 9), [("3".to_owned(), 7)]);
     assert_eq!(expected_all(&conn, &SUMS, SUM, of("scratch"), 9), []);
-    // What a repair took for an empty source.
+    // A repair once took the hidden table for an empty source.
     for hides in [
         "TABLE sales (shop INTEGER, amount, open INTEGER)",
         "VIEW sales AS SELECT * FROM main.sales WHERE shop < 2",
@@ -978,11 +987,11 @@ fn a_table_is_named_with_its_schema_and_one_that_another_hides_must_be() {
         let mut before = audit_of(&conn, &SUMS, sales(by_shop())).unwrap();
         conn.execute_batch(&format!("CREATE TEMP {hides}")).unwrap();
         assert_source(
-            added(&conn, &SUMS, sales(by_shop())),
+            add_source(&conn, &SUMS, sales(by_shop())),
             &["sales is in main and in temp", "main.sales"],
         );
         assert_eq!(expected_all(&conn, &SUMS, SUM, of("main.sales"), 9), as_before);
-        // An audit goes on with what it found.
+        // An audit keeps the table that it resolved when the source was added.
         let report = run_whole(Mode::Verify, &SUMS, Options::default(), &mut before).unwrap();
         assert_eq!(report.counters[0].missing, 2);
         drop(before);
@@ -1057,7 +1066,7 @@ fn a_database_in_utf_16_is_refused_where_keys_are_texts() {
             "{error}"
         );
         assert!(SqliteAudit::new(&conn, &TEXTS).is_err());
-        // Integers do not care.
+        // Integer keys do not depend on the encoding.
         SqliteStore::new(&conn, &SUMS).create().unwrap();
     }
 }
@@ -1068,7 +1077,7 @@ fn sale(shop: i64, amount: i64) -> Sale {
     Sale { shop: Some(shop), amount, open: true }
 }
 
-/// A store whose totals are the rows' and then some.
+/// A store with the totals of the rows and some drift.
 fn drifted(rows: &[Sale]) -> MemoryStore {
     let store = MemoryStore::new(&SUMS);
     let mut batch = Batch::new();
@@ -1095,7 +1104,7 @@ fn rows_in_memory_that_come_out_of_key_order_are_refused() {
             assert_source(result, &["shop.sum", "out of key order"]);
         }
     }
-    // Rows that count nowhere may lie anywhere.
+    // Rows that are not counted may be anywhere.
     let rows = [
         sale(1, 4),
         Sale { open: false, ..sale(-9, 1) },
@@ -1113,7 +1122,7 @@ fn rows_in_memory_that_come_out_of_key_order_are_refused() {
 }
 
 #[test]
-fn a_source_that_ignores_its_bound_is_still_right() {
+fn memory_source_that_ignores_its_bound_is_still_exact() {
     let rows: Vec<Sale> = (0..60).map(|at| sale(at / 3, at % 4 + 1)).collect();
     let whole = |page: usize, honour: bool| {
         let mut store = drifted(&rows);
@@ -1138,7 +1147,7 @@ fn a_source_that_ignores_its_bound_is_still_right() {
         assert_eq!(
             asked,
             1 + report.pages + report.counters[0].corrected,
-            "a look, a page, a repaired key"
+            "one read for the probe, for each page and for each repaired key"
         );
         assert!(read >= rows.len());
         (report.to_string(), Store::totals(&mut store, SUM).unwrap())
@@ -1152,7 +1161,7 @@ fn a_source_that_ignores_its_bound_is_still_right() {
 }
 
 #[test]
-fn an_error_of_a_row_in_memory_comes_through_with_its_cause() {
+fn error_of_a_row_in_memory_keeps_its_cause() {
     let good = drifted(&[sale(1, 1)]);
     let mut store = good;
     let before = Store::totals(&mut store, SUM).unwrap();
@@ -1171,14 +1180,14 @@ fn an_error_of_a_row_in_memory_comes_through_with_its_cause() {
 }
 
 #[test]
-fn a_counter_in_memory_without_a_source_is_named() {
+fn counter_in_memory_without_a_source_is_named_in_the_error() {
     let mut store = MemoryStore::new(&SUMS);
     let mut audit = MemoryAudit::new(&mut store);
     for mode in [Mode::Verify, Mode::Repair] {
         let error = run_whole(mode, &SUMS, Options::default(), &mut audit).unwrap_err();
         assert!(matches!(error, Error::NoSource { counter: "shop.sum" }), "{error}");
     }
-    // A second source takes the first's place.
+    // A second source replaces the first one.
     audit.add(SUM, |_| [sale(1, 5)]).unwrap();
     audit.add(SUM, |_| [sale(1, 6)]).unwrap();
     let report = run_whole(Mode::Repair, &SUMS, Options::default(), &mut audit).unwrap();
@@ -1206,10 +1215,10 @@ fn a_recount_in_memory_beyond_64_bits_names_its_key() {
 
 // Order.
 
-/// SQLite's groups come in order whatever the rows do; what a record says against it, and what an
-/// audit of somebody's own hands in, is checked.
+/// SQLite groups in key order, whatever the order of the rows. The order of records, and of the
+/// lists of a user's own audit, is checked.
 #[test]
-fn keys_that_do_not_rise_are_sorted_by_sql_and_refused_elsewhere() {
+fn unordered_keys_are_sorted_by_sql_and_refused_elsewhere() {
     let conn = sales_database("(3, 1, 1), (1, 1, 1), (2, 1, 1), (1, 1, 1)");
     let query = |columns: Columns| {
         let text = "SELECT * FROM sales ORDER BY shop DESC";
@@ -1222,13 +1231,13 @@ fn keys_that_do_not_rise_are_sorted_by_sql_and_refused_elsewhere() {
         assert_eq!(expected_all(&conn, &SUMS, SUM, query(by_shop()), page), wanted);
         assert_eq!(expected_all(&conn, &SUMS, SUM, query(by_shop().by_tally()), page), wanted);
     }
-    // By tally, rows whose record has another key than the column that orders them.
+    // By tally, with rows whose record has another key than the column that orders them.
     let lying = || sales(by_shop().by_tally()).columns("-shop, amount, open");
     for mode in [Mode::Verify, Mode::Repair] {
         let result = run_over(&conn, &SUMS, lying(), mode, 10);
         assert_source(result, &["shop.sum", "another key than its tally"]);
     }
-    // An audit of somebody's own goes through `merge`, which checks the order of both lists.
+    // A user's own audit calls `merge`, which checks the order of both lists.
     let key = |key: i64| KeyBuf::of::<i64>(key);
     let recount =
         |at: i64| keepcount::reconcile::audit::Recount { key: key(at), total: 1, rows: 1 };

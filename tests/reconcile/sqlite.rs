@@ -1,5 +1,5 @@
-//! Verify and repair live on SQLite: beside writers and other repairs, at the ends of 64 bits, and
-//! which statements they run.
+//! Verify and repair on SQLite: beside writers and other repairs, at the limits of `i64`, and with
+//! which statements.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,7 +55,7 @@ fn insert(conn: &Connection, vote: Vote) {
         .unwrap();
 }
 
-/// A transaction with its hooks.
+/// Writes votes and their hooks in one transaction.
 fn write(conn: &Connection, votes: &[Vote]) {
     let mut batch = Batch::new();
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -94,7 +94,7 @@ fn open(path: &Path) -> Connection {
     conn
 }
 
-/// A file in the given journal mode, and two connections.
+/// A database file in the given journal mode, and two connections to it.
 fn file(journal: &str) -> (tempfile::TempDir, Connection, Connection) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("app.db");
@@ -128,9 +128,9 @@ fn set_total(conn: &Connection, show: i64, total: i64) {
     conn.execute("INSERT OR REPLACE INTO a_votes VALUES (?1, ?2)", (show, total)).unwrap();
 }
 
-/// Rows and totals, by plain SQL.
+/// Asserts by plain SQL that totals and rows agree.
 #[track_caller]
-fn exact(conn: &Connection) {
+fn assert_exact(conn: &Connection) {
     let text = "SELECT group_concat(key || ': ' || n) FROM (SELECT key, sum(n) AS n FROM
                 (SELECT key, total AS n FROM a_votes UNION ALL SELECT show, -stars FROM votes) GROUP BY key HAVING sum(n) <> 0)";
     assert_eq!(conn.query_row(text, (), |row| row.get::<_, Option<String>>(0)).unwrap(), None);
@@ -140,7 +140,7 @@ fn votes(shows: i64, each: i64) -> Vec<Vote> {
     (0..shows * each).map(|at| Vote { show: at % shows, stars: at % 5 }).collect()
 }
 
-/// Does something before each repair: what the measure saw is old by then.
+/// An audit that calls `act` before each repair, which makes the comparison outdated.
 struct Before<A, F> {
     audit: A,
     act: F,
@@ -166,7 +166,7 @@ impl<A: Audit, F: FnMut(&RepairRequest)> Audit for Before<A, F> {
 }
 
 #[test]
-fn a_repair_is_right_whatever_was_written_since_the_measure() {
+fn repair_is_exact_despite_writes_since_the_comparison() {
     for journal in ["WAL", "DELETE"] {
         let (_dir, conn, writer) = file(journal);
         write(&conn, &votes(20, 9));
@@ -181,8 +181,8 @@ fn a_repair_is_right_whatever_was_written_since_the_measure() {
                 act: |repair: &RepairRequest| {
                     wrote += 1;
                     for key in &repair.keys {
-                        // More rows of a key that is about to be repaired; all rows of one gone;
-                        // the first row of an orphan.
+                        // More rows of a key that is about to be repaired; or no rows of it any
+                        // more; or a row of the key after it, which may be an orphan.
                         let show = number(key);
                         match (show + round) % 3 {
                             0 => {
@@ -199,8 +199,9 @@ fn a_repair_is_right_whatever_was_written_since_the_measure() {
             };
             let report = run_whole(Mode::Repair, &ONE, options().page(4), &mut live).unwrap();
             assert!(wrote > 2);
-            exact(&conn);
-            // The writes moved truth and totals together, and so not one key more or less was off.
+            assert_exact(&conn);
+            // The writes changed true and stored totals alike, so the number of wrong keys is the
+            // same.
             assert_eq!(
                 (report.drift(), report.counters[0].corrected),
                 (drifting, drifting),
@@ -212,7 +213,7 @@ fn a_repair_is_right_whatever_was_written_since_the_measure() {
     }
 }
 
-/// What a repair reads before it holds the write lock may be old when it writes.
+/// What a repair reads before it has the write lock may be outdated when it writes.
 #[test]
 fn a_repair_recounts_each_of_its_keys_under_the_write_lock() {
     let mut conn = database();
@@ -238,7 +239,7 @@ fn a_repair_recounts_each_of_its_keys_under_the_write_lock() {
 }
 
 #[test]
-fn repairs_over_and_over_beside_a_writer_leave_exact_totals() {
+fn repeated_repairs_beside_a_writer_leave_exact_totals() {
     let (dir, conn, _) = file("WAL");
     let path = dir.path().join("app.db");
     write(&conn, &votes(30, 3));
@@ -255,8 +256,8 @@ fn repairs_over_and_over_beside_a_writer_leave_exact_totals() {
                         &[Vote { show, stars: round }, Vote { show: 29 - show, stars: -1 }],
                     ),
                 }
-                // One total after the other is broken, so that there is always something to repair;
-                // from here on, nothing is.
+                // One total after another is made wrong, so that there is always something to
+                // repair. The last rounds make none wrong.
                 if round < 200 {
                     conn.execute(
                         "UPDATE a_votes SET total = total + 1000 WHERE key = ?1",
@@ -274,20 +275,20 @@ fn repairs_over_and_over_beside_a_writer_leave_exact_totals() {
             found += report.drift();
             corrected += report.counters[0].corrected;
         }
-        // No other repair runs, and hooked writes move no drift: what was found off was off when it
-        // was repaired.
+        // No other repair runs, and hooked writes change no drift. So every key that a comparison
+        // found wrong was still wrong at its repair.
         assert_eq!(found, corrected);
         let last = repair(&conn);
-        exact(&conn);
-        // Of 200 totals broken, some twice before a repair came by: a wrong repair would be one
-        // more to repair.
+        assert_exact(&conn);
+        // 200 totals were made wrong, some of them twice before a repair. A wrong repair would be
+        // one more to repair.
         let (found, corrected) = (found + last.drift(), corrected + last.counters[0].corrected);
         assert!(found == corrected && (1..=200).contains(&corrected), "{corrected} of {found}");
     });
 }
 
 #[test]
-fn two_repairs_at_once_repair_every_key_once() {
+fn two_concurrent_repairs_repair_every_key_once() {
     let (dir, conn, _) = file("WAL");
     let path = dir.path().join("app.db");
     write(&conn, &votes(400, 2));
@@ -304,7 +305,7 @@ fn two_repairs_at_once_repair_every_key_once() {
             let repairers = [scope.spawn(repairer), scope.spawn(repairer)];
             repairers.into_iter().map(|repairer| repairer.join().unwrap()).sum()
         });
-        exact(&conn);
+        assert_exact(&conn);
         assert_eq!(corrected, 450, "page {page}");
     }
 }
@@ -356,10 +357,10 @@ impl Record for Star {
     }
 }
 
-/// A counter of the key `()` has no key column in its source, but one in its table of totals: a
-/// repair failed on that.
+/// A counter with the key `()` has no key column in its source and one in its table of totals. A
+/// repair once failed on that.
 #[test]
-fn a_counter_of_one_total_is_repaired_like_any_other() {
+fn counter_with_the_unit_key_is_repaired_like_any_other() {
     for tally in [false, true] {
         for (rows, total) in [("(1, 4), (1, 5)", 9), ("(1, 4), (2, -4)", 0)] {
             for stored in [None, Some(-3)] {
@@ -375,7 +376,7 @@ fn a_counter_of_one_total_is_repaired_like_any_other() {
                 let votes = SqliteRows::of("votes", |row| Ok(Star(row.get(0)?))).columns("stars");
                 audit.add(votes.key(UNIT, columns)).unwrap();
                 let corrected = u64::from(total != stored.unwrap_or(0));
-                // It came new to the database, so it is read after a backfill.
+                // The counter is new to the database, so it can be read only after a backfill.
                 for (mode, repaired) in [(Mode::Repair, corrected), (Mode::Backfill, 0)] {
                     let report = run_whole(mode, &UNITS, options().page(1), &mut audit).unwrap();
                     assert_eq!(
@@ -395,7 +396,7 @@ fn an_orphan_is_removed_and_leaves_no_row_of_zero() {
     write(&conn, &votes(3, 2));
     (90..99).for_each(|show| set_total(&conn, show, show - 94));
     let report = repair(&conn);
-    // The one of 0 is no drift, and stays.
+    // A row with the total 0 is not drift, and stays.
     assert_eq!((report.counters[0].orphan, report.counters[0].corrected), (8, 8));
     let left: Vec<i64> = conn
         .prepare("SELECT key FROM a_votes WHERE key >= 3")
@@ -431,12 +432,12 @@ fn a_connection_inside_a_transaction_is_refused() {
 }
 
 #[test]
-fn a_read_only_connection_verifies_and_says_why_it_does_not_repair() {
+fn read_only_connection_verifies_and_refuses_to_repair() {
     for journal in ["WAL", "DELETE"] {
         let (dir, conn, other) = file(journal);
         write(&conn, &votes(5, 2));
         set_total(&conn, 1, 99);
-        // In DELETE mode, all others are closed, so that nobody's lock helps.
+        // In DELETE mode all other connections are closed, so that no lock of theirs helps.
         if journal == "DELETE" {
             drop((conn, other));
         }
@@ -457,7 +458,7 @@ fn a_read_only_connection_verifies_and_says_why_it_does_not_repair() {
     }
 }
 
-/// Lets a writer go after some waits.
+/// A runtime that commits a writer's transaction after some waits.
 struct Releases<'a> {
     world: World,
     writer: &'a Connection,
@@ -478,7 +479,7 @@ impl Runtime for Releases<'_> {
 }
 
 #[test]
-fn a_repair_that_meets_a_writer_waits_tries_again_and_gives_up_with_an_error_that_says_so() {
+fn repair_that_meets_a_writer_retries_and_then_fails_as_busy() {
     let (_dir, conn, writer) = file("WAL");
     conn.busy_timeout(Duration::ZERO).unwrap();
     write(&conn, &votes(5, 2));
@@ -493,14 +494,14 @@ fn a_repair_that_meets_a_writer_waits_tries_again_and_gives_up_with_an_error_tha
     assert_eq!(world.waited(), [50, 100, 200]);
     assert_eq!((held.report().pages, held.report().counters[0].corrected), (1, 0));
     assert!(conn.is_autocommit());
-    assert_eq!(verify(&conn).drift(), 2, "a verify waits for nobody");
+    assert_eq!(verify(&conn).drift(), 2, "a verify does not wait for the writer");
 
     let mut runtime = Releases { world: World::default(), writer: &writer, after: 2 };
     let mut patient = Reconciler::new(Mode::Repair, &ONE, options()).unwrap();
     let report = run(&mut patient, &mut audit(&conn), &mut runtime).unwrap();
     assert_eq!(runtime.world.waited(), [50, 100]);
     assert_eq!((report.pages, report.counters[0].corrected), (1, 2));
-    exact(&conn);
+    assert_exact(&conn);
 }
 
 #[test]
@@ -523,7 +524,7 @@ fn a_token_of_one_database_is_refused_by_another_with_the_same_tables() {
 
 // Rows in another file.
 
-/// Totals in one file, rows in another that is attached.
+/// Opens a file of totals and attaches a file of rows.
 fn two_files(dir: &Path, journal: &str) -> Connection {
     let conn = open(&dir.join("totals.db"));
     conn.execute("ATTACH ?1 AS rows", [dir.join("rows.db").to_str().unwrap()]).unwrap();
@@ -535,10 +536,10 @@ fn two_files(dir: &Path, journal: &str) -> Connection {
     conn
 }
 
-/// In WAL mode each file has a snapshot of its own: of 1,319 verifies beside a writer, 1,085 listed
-/// drift that was not there.
+/// In WAL mode each file has a snapshot of its own. Of 1,319 verifies beside a writer, 1,085
+/// reported drift that did not exist.
 #[test]
-fn a_verify_of_rows_in_an_attached_file_lists_no_drift_beside_a_writer_and_a_repair_makes_none() {
+fn verify_and_repair_of_rows_in_an_attached_file_are_exact_beside_a_writer() {
     for journal in ["WAL", "DELETE"] {
         let dir = tempfile::tempdir().unwrap();
         let conn = two_files(dir.path(), journal);
@@ -558,7 +559,7 @@ fn a_verify_of_rows_in_an_attached_file_lists_no_drift_beside_a_writer_and_a_rep
                         0 => delete_show(&conn, round % 10),
                         _ => write(&conn, &[Vote { show: round % 10, stars: round }]),
                     }
-                    // Without a pause, nobody else gets the lock.
+                    // Without a pause, no other connection gets the lock.
                     thread::sleep(Duration::from_micros(500));
                 }
             });
@@ -571,13 +572,13 @@ fn a_verify_of_rows_in_an_attached_file_lists_no_drift_beside_a_writer_and_a_rep
         });
         println!("{journal}: {verifies} verifies, {wrong} list drift");
         assert_eq!(wrong, 0, "{journal}: of {verifies}");
-        exact(&conn);
+        assert_exact(&conn);
     }
 }
 
-/// What can only be read cannot be locked.
+/// A read-only file cannot be locked against writers.
 #[test]
-fn rows_in_an_attached_file_that_is_only_read_are_refused_in_wal_mode() {
+fn rows_in_a_read_only_attached_file_are_refused_in_wal_mode() {
     for (journal, refused) in [("WAL", true), ("DELETE", false)] {
         let dir = tempfile::tempdir().unwrap();
         let writer = two_files(dir.path(), journal);
@@ -604,10 +605,10 @@ fn rows_in_an_attached_file_that_is_only_read_are_refused_in_wal_mode() {
     }
 }
 
-// Which work was done.
+// Which statements run.
 
 #[test]
-fn a_verification_of_ten_pages_is_thirty_statements_that_read() {
+fn verify_of_ten_pages_runs_thirty_statements_that_only_read() {
     let mut conn = database();
     write(&conn, &(0..100).map(|show| Vote { show, stars: 1 }).collect::<Vec<_>>());
     let trace = Trace::on(&mut conn);
@@ -617,14 +618,14 @@ fn a_verification_of_ten_pages_is_thirty_statements_that_read() {
     let report = run_whole(Mode::Verify, &ONE, options().page(10), &mut audit).unwrap();
     assert_eq!((report.pages, report.rows), (10, 100));
     let Kinds { reads, writes, others } = trace.kinds();
-    // One of each page holds its snapshot: there is no transaction to end, and never the write
-    // lock.
+    // One statement of each page holds the snapshot. There is no transaction to end, and never a
+    // write lock.
     assert_eq!((reads, writes, others), (30, 0, vec![]));
     assert_eq!(conn.total_changes(), changes);
 }
 
 #[test]
-fn a_repair_of_what_is_clean_takes_no_lock_and_writes_nothing() {
+fn repair_without_drift_takes_no_lock_and_writes_nothing() {
     let mut conn = database();
     write(&conn, &votes(50, 3));
     let trace = Trace::on(&mut conn);
@@ -642,7 +643,7 @@ fn a_repair_of_what_is_clean_takes_no_lock_and_writes_nothing() {
 }
 
 #[test]
-fn a_repair_touches_only_what_differs() {
+fn repair_writes_only_totals_that_differ() {
     let mut conn = database();
     write(&conn, &votes(50, 3));
     set_total(&conn, 7, 1_000);
@@ -656,15 +657,15 @@ fn a_repair_touches_only_what_differs() {
     let report = run_whole(Mode::Repair, &ONE, options().page(10), &mut audit).unwrap();
     let counter = &report.counters[0];
     assert_eq!((counter.wrong, counter.missing, counter.orphan, counter.corrected), (2, 1, 1, 4));
-    // Four totals, and the orphan's row goes.
+    // Four totals are written, and the row of the orphan is deleted.
     assert_eq!(conn.total_changes() - changes, 5);
     let Kinds { writes, others, .. } = trace.kinds();
     assert_eq!(writes, 5);
-    // The pages with 7 and 8, with 21, with 900: three repairs.
+    // Three pages have drift: the one with 7 and 8, the one with 21, and the one with 900.
     assert_eq!(others.iter().filter(|text| *text == "BEGIN IMMEDIATE").count(), 3, "{others:?}");
-    exact(&conn);
+    assert_exact(&conn);
 
-    // Asked to repair what is right: nothing to write.
+    // A repair of totals that are right writes nothing.
     let changes = conn.total_changes();
     let keys = [7, 8, 9].map(|show: i64| KeyBuf::of::<i64>(show)).to_vec();
     assert_eq!(
@@ -674,9 +675,10 @@ fn a_repair_touches_only_what_differs() {
     assert_eq!(conn.total_changes(), changes);
 }
 
-/// A repair adds what lacks; nothing is ever taken from the measure. The measure here is made up.
+/// A repair adds the difference that its own recount finds. It never uses the totals of the
+/// comparison, which are invented here.
 #[test]
-fn a_repair_believes_no_measure() {
+fn repair_ignores_the_totals_that_a_comparison_reports() {
     let conn = database();
     write(&conn, &[Vote { show: 1, stars: 4 }, Vote { show: 2, stars: 5 }]);
     set_total(&conn, 2, 50);
@@ -695,7 +697,9 @@ fn a_repair_believes_no_measure() {
                 let drifts = vec![drift(1), drift(2), drift(3)];
                 Answer::Compared(PageDiff { keys: 3, rows: 3, drifts, ..PageDiff::default() })
             }
-            Step::Ask(Request::Recall(token)) => panic!("nothing is resumed: {token}"),
+            Step::Ask(Request::Recall(token)) => {
+                panic!("a run that resumes nothing recalls {token}")
+            }
             Step::Ask(Request::Ready(ready)) => panic!("a repair makes {ready:?} ready"),
             Step::Ask(Request::Keep(keep)) => panic!("a whole run keeps {keep:?}"),
             Step::Ask(request) => audit.answer(&request),
@@ -706,14 +710,14 @@ fn a_repair_believes_no_measure() {
         liar.handle(answer, zero).unwrap();
     }
     assert_eq!(liar.report().counters[0].corrected, 1);
-    exact(&conn);
+    assert_exact(&conn);
     assert_eq!(SqliteStore::new(&conn, &ONE).totals(VOTES).unwrap(), [(1, 4), (2, 5)]);
 }
 
 #[test]
-fn parts_of_a_counter_are_compared_each_once_and_none_calls_it_complete() {
+fn parts_compare_each_key_once_and_none_calls_the_counter_complete() {
     let conn = database();
-    // Of which no total is 0.
+    // No total is 0.
     write(&conn, &(0..300).map(|at| Vote { show: at % 100 + 1, stars: 1 }).collect::<Vec<_>>());
     conn.execute_batch("UPDATE a_votes SET total = total + 1 WHERE key % 10 = 0").unwrap();
     let bounds = [None, Some(1), Some(20), Some(55), Some(56), Some(80), None]
@@ -738,7 +742,7 @@ fn parts_of_a_counter_are_compared_each_once_and_none_calls_it_complete() {
                     keys += counter.keys;
                     found.extend(counter.samples.iter().map(|sample| number(&sample.key)));
                     let Some(token) = &report.token else { break report };
-                    // As a later process goes on.
+                    // A later process resumes from the token's text.
                     run = Reconciler::resume(mode, &ONE, &through_text(token), options).unwrap();
                 };
                 assert!(report.complete(), "the part is done");
@@ -754,12 +758,12 @@ fn parts_of_a_counter_are_compared_each_once_and_none_calls_it_complete() {
             );
         }
     }
-    exact(&conn);
+    assert_exact(&conn);
 }
 
-/// Setlists name their show, and some a show that is not there.
+/// A setlist names its show, and some name a show that does not exist.
 #[test]
-fn memberships_whose_parent_is_not_there_are_reported_as_dangling() {
+fn memberships_with_a_missing_parent_are_reported_as_dangling() {
     const SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
     const SCHEMA: Schema = Schema::new(&[SHOW.table()]);
     struct Setlist(i64, i64);
@@ -811,13 +815,13 @@ fn memberships_whose_parent_is_not_there_are_reported_as_dangling() {
         );
         assert_eq!(report.table().to_string().matches("a membership that dangles").count(), 2);
     }
-    // What is behind the last key that is asked for is another part's.
+    // Memberships after the last requested key belong to another part.
     let until = KeyBuf::of::<(i64, i64)>((9_i64, i64::MAX));
     let ask = PageRequest { counter: SHOW.id(), after: None, until: Some(until), keys: 100 };
     assert_eq!(audit.compare(&ask).unwrap().dangling, keys(&[3, 7]));
 }
 
-// What pages of a rollup cost.
+// The cost of a page of a rollup.
 
 const CHILD_DAYS: Counter<(i64, i64)> = Counter::new("child.days");
 const CHILD_PARENT: Counter<(i64, i64)> = Counter::new("child.parent");
@@ -825,13 +829,13 @@ const PARENT_DAYS: Counter<(i64, i64)> =
     Counter::new("parent.days").sum_of_suffix(CHILD_DAYS, CHILD_PARENT);
 const WIDE: Schema = Schema::new(&[CHILD_DAYS.table(), CHILD_PARENT.table(), PARENT_DAYS.table()]);
 
-/// What the recount of a wide parent is made of, as one statement.
+/// The recount of all parents, as one statement.
 const SUMS: &str =
     "SELECT l.key_2, f.key_2, sum(l.total * f.total) FROM child_parent AS l JOIN child_days AS f ON f.key_1 = l.key_1
                     GROUP BY l.key_2, f.key_2 ORDER BY l.key_2, f.key_2";
 
-/// Parent 1 of so many children, between a parent 0 and a parent 2 of one child each; each child of
-/// days of its own, which `first` begins with.
+/// Parent 1 has `children` children, and the parents 0 and 2 beside it have one each. Each child
+/// has `days` days of its own, from `first` on.
 fn wide(children: i64, days: i64, first: impl Fn(i64) -> i64, stored: bool) -> (Connection, Work) {
     let mut conn = Connection::open_in_memory().unwrap();
     SqliteStore::new(&conn, &WIDE).create().unwrap();
@@ -853,14 +857,15 @@ fn wide(children: i64, days: i64, first: impl Fn(i64) -> i64, stored: bool) -> (
     (conn, work)
 }
 
-/// The steps of a verify of the rollup, and of one GROUP BY of the same; how many keys differed.
+/// Returns the steps of a verify of the rollup, the steps of one GROUP BY over the same rows, and
+/// the number of keys with drift.
 fn verify_wide((conn, work): &(Connection, Work)) -> (u64, u64, u64) {
     let mut audit = SqliteAudit::new(conn, &WIDE).unwrap();
     let before = work.steps();
     let mut verify =
         Reconciler::scoped(Mode::Verify, &WIDE, &[PARENT_DAYS.id()], options()).unwrap();
     let report = run(&mut verify, &mut audit, &mut work.clone()).unwrap();
-    // What it sums has no rows here, and is left out.
+    // The base and the membership have no source here, and are not checked.
     let rollup = report.counters.last().unwrap();
     assert!(rollup.counter == PARENT_DAYS.id() && rollup.complete, "{report}");
     let verified = work.steps() - before;
@@ -868,10 +873,10 @@ fn verify_wide((conn, work): &(Connection, Work)) -> (u64, u64, u64) {
     (verified, work.steps() - before - verified, rollup.drift())
 }
 
-/// A page read the rest of its parent again, and took so long that pages shrank to 16 keys: 400,000
-/// keys under one parent took hours.
+/// A page once read the rest of its parent again, and took so long that pages shrank to 16 keys:
+/// 400,000 keys under one parent took hours.
 #[test]
-fn the_work_of_a_rollups_verify_grows_with_its_keys_however_wide_its_parents_are() {
+fn work_of_a_rollup_verify_is_linear_in_its_keys_however_wide_its_parents_are() {
     type First = fn(i64, i64) -> i64;
     let shapes: [(&str, i64, First); 6] = [
         ("ten children of the same days", 10, |_, _| 0),
@@ -906,9 +911,9 @@ fn the_work_of_a_rollups_verify_grows_with_its_keys_however_wide_its_parents_are
     }
 }
 
-/// A repair looked up every key at every child of its parent, under the write lock.
+/// A repair once looked up every key at every child of its parent, under the write lock.
 #[test]
-fn the_work_of_a_repair_grows_with_the_children_of_its_parent_and_not_with_keys_times_children() {
+fn work_of_a_rollup_repair_is_linear_in_the_children_of_its_parent() {
     let cost = |children: i64| {
         let (conn, work) = wide(children, 1, |child| child, false);
         let mut audit = SqliteAudit::new(&conn, &WIDE).unwrap();
@@ -925,7 +930,7 @@ fn the_work_of_a_repair_grows_with_the_children_of_its_parent_and_not_with_keys_
 }
 
 #[test]
-fn a_look_at_a_rollup_reads_one_pair_of_a_wide_parent() {
+fn probe_of_a_rollup_reads_one_pair_of_a_wide_parent() {
     let (conn, work) = wide(5_000, 1, |child| child, true);
     conn.execute_batch("DELETE FROM child_parent WHERE key_2 = 0").unwrap();
     let mut audit = SqliteAudit::new(&conn, &WIDE).unwrap();

@@ -1,4 +1,5 @@
-//! Counters that an audit has no source for: a run checks the others, and says so.
+//! Counters that an audit has no source for: a run checks the others, and reports the unchecked
+//! ones.
 
 use std::time::Duration;
 
@@ -50,7 +51,7 @@ fn counted() -> Batch {
     batch
 }
 
-/// Calls `each` with an audit of every kind that has these sources, and is clean.
+/// Calls `each` with an audit of every kind that has these sources. No total has drift.
 fn with_each_audit(sources: &[CounterId], mut each: impl FnMut(&str, &mut dyn Audit)) {
     let has = |counter: CounterId| sources.contains(&counter);
     let mut store = MemoryStore::new(&SCHEMA);
@@ -95,7 +96,11 @@ fn options() -> Options {
     Options::default().page(4)
 }
 
-fn go(mode: Mode, counters: Option<&[CounterId]>, audit: &mut dyn Audit) -> Result<Report> {
+fn run_counters(
+    mode: Mode,
+    counters: Option<&[CounterId]>,
+    audit: &mut dyn Audit,
+) -> Result<Report> {
     let mut reconciler = match counters {
         Some(counters) => Reconciler::scoped(mode, &SCHEMA, counters, options())?,
         None => Reconciler::new(mode, &SCHEMA, options())?,
@@ -103,7 +108,7 @@ fn go(mode: Mode, counters: Option<&[CounterId]>, audit: &mut dyn Audit) -> Resu
     run(&mut reconciler, audit, &mut World::default())
 }
 
-fn of<K: Key>(report: &Report, counter: Counter<K>) -> &CounterReport {
+fn report_of<K: Key>(report: &Report, counter: Counter<K>) -> &CounterReport {
     report.counters.iter().find(|found| found.counter == counter.id()).unwrap()
 }
 
@@ -114,7 +119,7 @@ fn schema_with_a_missing_source_checks_the_others_and_is_not_complete() {
             let sources: Vec<CounterId> =
                 (0..ALL.len()).filter(|at| *at != missing).map(|at| ALL[at]).collect();
             with_each_audit(&sources, |kind, audit| {
-                let report = go(mode, None, audit).unwrap();
+                let report = run_counters(mode, None, audit).unwrap();
                 let what = format!("{mode}, {kind}, {missing}: {}", report.table());
                 assert_eq!(
                     (&report.outcome, report.complete()),
@@ -131,7 +136,8 @@ fn schema_with_a_missing_source_checks_the_others_and_is_not_complete() {
                         (unchecked, !unchecked),
                         "{what}"
                     );
-                    // The rollup is above the votes and the memberships, not above the stars.
+                    // The rollup sums the votes along the memberships. It does not depend on the
+                    // stars.
                     let clean = if rollup { unchecked_id == STARS.id() } else { !unchecked };
                     assert_eq!((counter.clean, counter.failure.as_ref()), (clean, None), "{what}");
                 }
@@ -152,23 +158,24 @@ fn schema_with_a_missing_source_checks_the_others_and_is_not_complete() {
 fn named_counter_without_a_source_is_an_error() {
     for mode in [Mode::Verify, Mode::Repair] {
         with_each_audit(&[VOTES.id(), MEMBERSHIP.id()], |kind, audit| {
-            let error = go(mode, Some(&[VOTES.id(), STARS.id()]), audit).unwrap_err();
+            let error = run_counters(mode, Some(&[VOTES.id(), STARS.id()]), audit).unwrap_err();
             assert!(
                 matches!(error, Error::NoSource { counter: "setlist.stars" }),
                 "{kind}: {error}"
             );
-            assert!(go(mode, Some(&[VOTES.id()]), audit).unwrap().complete(), "{kind}");
+            assert!(run_counters(mode, Some(&[VOTES.id()]), audit).unwrap().complete(), "{kind}");
         });
-        // The rollup is named, and what it sums is not.
+        // The rollup is named, and its base and membership are not.
         with_each_audit(&[VOTES.id()], |kind, audit| {
-            let report = go(mode, Some(&[SHOW_VOTES.id()]), audit).unwrap();
+            let report = run_counters(mode, Some(&[SHOW_VOTES.id()]), audit).unwrap();
             assert_eq!(report.outcome, Outcome::Unchecked, "{kind}");
-            let rollup = of(&report, SHOW_VOTES);
+            let rollup = report_of(&report, SHOW_VOTES);
             assert!(
-                of(&report, MEMBERSHIP).unchecked && rollup.complete && !rollup.clean,
+                report_of(&report, MEMBERSHIP).unchecked && rollup.complete && !rollup.clean,
                 "{kind}"
             );
-            let error = go(mode, Some(&[SHOW_VOTES.id(), MEMBERSHIP.id()]), audit).unwrap_err();
+            let error =
+                run_counters(mode, Some(&[SHOW_VOTES.id(), MEMBERSHIP.id()]), audit).unwrap_err();
             assert!(matches!(error, Error::NoSource { .. }), "{kind}: {error}");
         });
     }
@@ -185,7 +192,7 @@ fn schema_of_one_counter_without_a_source_is_an_error() {
 }
 
 #[test]
-fn run_in_legs_remembers_what_was_not_checked_and_what_was_named() {
+fn run_in_legs_remembers_unchecked_and_named_counters() {
     with_each_audit(&[VOTES.id(), MEMBERSHIP.id()], |kind, audit| {
         for named in [false, true] {
             let legs = options().max_pages(1);
@@ -212,11 +219,14 @@ fn run_in_legs_remembers_what_was_not_checked_and_what_was_named() {
             } else {
                 let last = last.unwrap();
                 assert_eq!(
-                    (&last.outcome, of(&last, STARS).unchecked),
+                    (&last.outcome, report_of(&last, STARS).unchecked),
                     (&Outcome::Unchecked, true),
                     "{kind}"
                 );
-                assert!(of(&last, SHOW_VOTES).clean, "{kind}: it is not above the stars");
+                assert!(
+                    report_of(&last, SHOW_VOTES).clean,
+                    "{kind}: the rollup does not depend on the stars"
+                );
             }
         }
     });
@@ -226,7 +236,7 @@ fn run_in_legs_remembers_what_was_not_checked_and_what_was_named() {
 fn freshness_of_an_unchecked_counter_does_not_move() {
     with_each_audit(&[STARS.id(), MEMBERSHIP.id()], |kind, audit| {
         let mut freshness = Freshness::new(&SCHEMA);
-        freshness.observe(&go(Mode::Verify, None, audit).unwrap(), 1_000);
+        freshness.observe(&run_counters(Mode::Verify, None, audit).unwrap(), 1_000);
         let ages = [VOTES.id(), STARS.id(), MEMBERSHIP.id(), SHOW_VOTES.id()]
             .map(|id| freshness.age(&id, 1_000));
         assert_eq!(ages, [None, Some(Duration::ZERO), Some(Duration::ZERO), None], "{kind}");

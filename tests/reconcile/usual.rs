@@ -1,4 +1,5 @@
-//! The usual runs in one expression: each is the run of a reconciler that is made by hand.
+//! The usual runs, `verify`, `repair` and `backfill`, each in one expression. Each equals a run of
+//! a reconciler that is made by hand.
 
 use crate::support::world::{Clock, World};
 use keepcount::reconcile::{
@@ -36,7 +37,7 @@ fn by_hand(mode: Mode, counters: &[CounterId], options: Options) -> Report {
 }
 
 #[test]
-fn usual_run_is_that_of_its_reconciler() {
+fn usual_run_equals_the_run_of_its_reconciler() {
     type Usual = fn(&Schema) -> Run<'_>;
     let all = [SHOW_VOTES.id(), USER_VOTES.id()];
     for (usual, mode) in
@@ -81,7 +82,7 @@ fn usual_run_resumes_from_its_token_in_any_runtime() {
 }
 
 #[test]
-fn usual_run_that_cannot_be_is_refused_when_it_is_run() {
+fn invalid_usual_run_is_refused_when_it_is_run() {
     let unknown = verify(&SCHEMA).counters(&[Counter::<i64>::new("nowhere").id()]);
     assert!(matches!(unknown.run(&mut audit(&mut empty())), Err(Error::UnknownCounter { .. })));
     let bad = verify(&SCHEMA).options(Options::default().page(0));

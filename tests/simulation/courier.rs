@@ -1,4 +1,4 @@
-//! Delivery of a stream's events to the store: in order after a restart; else late, twice, or out
+//! Delivers a stream's events to the store: in order after a restart, otherwise late, twice, or out
 //! of order.
 
 use std::rc::Rc;
@@ -12,7 +12,7 @@ use super::world::World;
 
 pub struct Courier<'a> {
     stream: usize,
-    /// Events that were applied long ago, in a pending write that is open.
+    /// Events that were applied before, in a pending write that is still open.
     held: Option<Delivery<'a>>,
 }
 
@@ -53,18 +53,18 @@ impl<'a> Courier<'a> {
             let first = 1 + world.below(length);
             let last = length.min(first + world.below(3));
             if last <= offset && world.one_in(4) {
-                self.write_again(world, first);
+                self.write_rows_again(world, first);
             } else {
                 self.deliver(world, first, last);
             }
         }
     }
 
-    /// Hands some events to the store; those that somebody left alone as nothing.
+    /// Applies some events to the store. Abandoned events add nothing.
     fn deliver(&mut self, world: &Rc<World<'a>>, first: u64, last: u64) {
         let (mut batch, mut deltas) = (Batch::new(), Totals::new());
         for event in &world.facts.borrow().journal[self.stream][first as usize - 1..last as usize] {
-            if !event.left {
+            if !event.abandoned {
                 event.change.hook_into(&mut batch);
                 add_all(&mut deltas, &event.change.deltas, 1);
             }
@@ -73,7 +73,7 @@ impl<'a> Courier<'a> {
         let unguarded =
             world.recovering.get() && !world.is(Variant::RepairBeforeCaughtUp) && world.one_in(2);
         if unguarded {
-            // No audit is there yet.
+            // No audit runs yet, so no pending write is needed.
             let found = world
                 .store()
                 .apply_idempotent(&mut batch, &self.stream_range(first, last))
@@ -98,7 +98,7 @@ impl<'a> Courier<'a> {
             .map(|applied| applied.skipped);
         self.note(world, first, last, &found);
         if found.is_err() {
-            world.note_lost(&deltas);
+            world.note_dropped(&deltas);
         }
     }
 
@@ -118,9 +118,9 @@ impl<'a> Courier<'a> {
         world.note(&format!("{} {first}..={last}: {what}", STREAM_NAMES[self.stream]));
     }
 
-    /// The same event comes to a consumer that writes its rows: it finds out before it commits them
-    /// that the store has it.
-    fn write_again(&self, world: &World<'a>, event: u64) {
+    /// An event is delivered again to a consumer that writes its rows. Before it commits them, it
+    /// learns that the store has applied the event.
+    fn write_rows_again(&self, world: &World<'a>, event: u64) {
         let change =
             Rc::clone(&world.facts.borrow().journal[self.stream][event as usize - 1].change);
         let mut inserted =

@@ -1,21 +1,21 @@
-//! Artists, shows, setlists and votes: rows, the counters they drive, and what totals should be,
-//! said a second time without the hooks.
+//! Artists, shows, setlists and votes: the rows, the counters that they drive, and a second
+//! definition of the correct totals without the hooks.
 
 use std::collections::BTreeMap;
 
 use keepcount::{Counter, CounterId, KeyBuf, Record, Schema, Tally};
 
-/// Stars, spam left out; feeds two levels of rollups.
+/// The stars of votes that are not spam. Two levels of rollups sum it.
 pub const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
-/// Votes by day, spam left out; prunable.
+/// The number of votes by day that are not spam. Prunable.
 pub const SETLIST_DAYS: Counter<(i64, i64)> = Counter::new("setlist.days");
 pub const SETLIST_SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
 pub const SHOW_ARTIST: Counter<(i64, i64)> = Counter::new("show.artist");
-/// An amount.
+/// An amount of money.
 pub const USER_SPENT: Counter<i64> = Counter::new("user.spent");
-/// One key that every vote writes.
+/// A single key, which every vote writes.
 pub const ALL_VOTES: Counter<()> = Counter::new("all.votes");
-/// Under a condition: that the setlist is listed.
+/// Counts a setlist only if it is listed.
 pub const SHOW_SETLISTS: Counter<i64> = Counter::new("show.setlists");
 pub const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
 pub const SHOW_DAYS: Counter<(i64, i64)> =
@@ -47,20 +47,20 @@ pub mod at {
     pub const SHOW_VOTES: usize = 7;
     pub const SHOW_DAYS: usize = 8;
     pub const ARTIST_VOTES: usize = 9;
-    /// How many are no rollups.
+    /// The number of counters that are not rollups. They come first.
     pub const BASE: usize = 7;
 }
 
-/// Ids are below these.
+/// Upper bounds of the ids, exclusive.
 pub const ARTISTS: u64 = 3;
 pub const SHOWS: u64 = 5;
 pub const SETLISTS: u64 = 7;
 pub const USERS: u64 = 4;
 pub const DAYS: u64 = 6;
 
-/// A counter, by its position in [`SCHEMA`], and a key of it.
+/// A counter, by its position in [`SCHEMA`], and one of its keys.
 pub type Name = (usize, KeyBuf);
-/// Amounts that are not 0.
+/// Amounts by name, without those of 0.
 pub type Totals = BTreeMap<Name, i64>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +120,7 @@ pub fn two(prefix: i64, suffix: i64) -> KeyBuf {
     KeyBuf::of::<(i64, i64)>((prefix, suffix))
 }
 
-/// What a row adds at one key of one counter; [`Record::tally`] in other words.
+/// What a row adds to one counter, and at which key. A second definition of [`Record::tally`].
 pub fn share(row: &Row, counter: usize) -> Option<(KeyBuf, i64)> {
     match (*row, counter) {
         (Row::Vote { user, stars, .. }, at::USER_SPENT) => Some((one(user), 100 * stars)),
@@ -135,7 +135,7 @@ pub fn share(row: &Row, counter: usize) -> Option<(KeyBuf, i64)> {
     }
 }
 
-/// Adds an amount, and forgets a sum of 0.
+/// Adds an amount. A sum of 0 is removed.
 pub fn add(totals: &mut Totals, name: &Name, amount: i64) {
     let sum = totals.get(name).copied().unwrap_or(0) + amount;
     if sum == 0 {
@@ -151,7 +151,7 @@ pub fn add_all(totals: &mut Totals, more: &Totals, sign: i64) {
     }
 }
 
-/// Adds a row's shares, or takes them away.
+/// Adds what a row adds, or subtracts it if `sign` is -1.
 pub fn add_row(totals: &mut Totals, row: Option<&Row>, sign: i64) {
     if let Some(row) = row {
         for counter in 0..at::BASE {
@@ -162,7 +162,7 @@ pub fn add_row(totals: &mut Totals, row: Option<&Row>, sign: i64) {
     }
 }
 
-/// Every total from the rows alone, rollups by nested loops; nothing is left out that was pruned.
+/// Every total from the rows alone, rollups by nested loops. Pruned keys are included.
 pub fn recount(tables: &Tables) -> Totals {
     let mut totals = Totals::new();
     for row in tables.values() {
@@ -189,7 +189,7 @@ pub fn recount(tables: &Tables) -> Totals {
     totals
 }
 
-/// What the rollups should be by the totals of the level below, as these are stored.
+/// The totals of rollups by the stored totals of the level below.
 pub fn sums_of(stored: &Totals) -> Totals {
     let mut sums = Totals::new();
     let rollups = [
@@ -213,12 +213,12 @@ pub fn sums_of(stored: &Totals) -> Totals {
     sums
 }
 
-/// One counter's totals.
+/// The totals of one counter.
 pub fn of_counter(totals: &Totals, counter: usize) -> impl Iterator<Item = (&Name, &i64)> {
     totals.range((counter, KeyBuf::new())..(counter + 1, KeyBuf::new()))
 }
 
-/// Whether a name is below a cutoff of days.
+/// Whether a name is before the cutoff of days.
 pub fn is_pruned(name: &Name, cutoff: i64) -> bool {
     matches!(name.0, at::SETLIST_DAYS | at::SHOW_DAYS)
         && name.1.decode::<(i64, i64)>().unwrap().1 < cutoff

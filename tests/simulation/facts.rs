@@ -1,5 +1,5 @@
-//! What is so, whatever the totals say: committed rows, transactions under way, the journal of each
-//! stream; and how far each total may be off, by all that was planted.
+//! The true state, independent of the totals: committed rows, open transactions, the journal of
+//! each stream; and the drift that each total may have because of what was planted.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -14,16 +14,16 @@ pub const STREAMS: usize = 2;
 pub const STREAM_NAMES: [&str; STREAMS] = ["votes", "tours"];
 
 pub type TxId = u64;
-/// The last event of each stream that a store applied.
+/// The last event of each stream that a store has applied.
 pub type Offsets = [u64; STREAMS];
 
-/// What a transaction writes, and what its hooks say.
+/// The rows that a transaction writes, and the old and new rows that it passes to the hooks.
 #[derive(Debug, Default)]
 pub struct Change {
     pub writes: Vec<(RowId, Option<Row>)>,
     /// Old and new rows, as the writer knows them.
     pub hooked: Vec<(Option<Row>, Option<Row>)>,
-    /// What the hooks add up to.
+    /// The sum of what the hooks add.
     pub deltas: Totals,
 }
 
@@ -50,12 +50,12 @@ impl Change {
     }
 }
 
-/// What facts that [`Facts::drift`] depends on are told apart by.
+/// Changes whenever a fact that [`Facts::drift`] depends on does.
 pub type Version = (u64, u64, i64, Vec<(TxId, bool, bool, bool)>);
 
-/// A transaction, as the database and the oracles see it.
+/// A transaction, as the database and the checks see it.
 #[derive(Debug)]
-#[allow(clippy::struct_excessive_bools)] // each may be so without the others
+#[allow(clippy::struct_excessive_bools)] // they are independent
 pub struct Tx {
     pub change: Rc<Change>,
     pub stream: Option<usize>,
@@ -64,10 +64,10 @@ pub struct Tx {
     pub visible: bool,
     pub applied: bool,
     pub fate: Fate,
-    /// Nobody will apply it: from when it is visible it is drift.
-    pub left: bool,
-    /// When its pending write was dropped and nothing has been begun instead: until when somebody
-    /// may still begin.
+    /// Nobody will apply it. As soon as its rows are visible, it is drift.
+    pub abandoned: bool,
+    /// The time until which somebody may still begin a pending write for it, after the first was
+    /// dropped.
     pub deadline: Option<u64>,
     /// Its writer died in a crash.
     pub orphaned: bool,
@@ -76,7 +76,7 @@ pub struct Tx {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
     Open,
-    /// The commit was sent, and its answer lost.
+    /// The commit was sent, and its answer was lost.
     Limbo {
         at: u64,
         commits: bool,
@@ -84,15 +84,15 @@ pub enum Fate {
     Decided,
 }
 
-/// A committed transaction of a stream, with what its hooks said.
+/// A committed transaction of a stream, with what its hooks added.
 #[derive(Debug)]
 pub struct Event {
     pub change: Rc<Change>,
-    /// Nobody will apply it: the offset passes it with an empty batch.
-    pub left: bool,
+    /// Nobody will apply it. The offset moves past it with an empty batch.
+    pub abandoned: bool,
 }
 
-/// The last snapshot, and what drift a store has that is restored from it and caught up with the
+/// The last snapshot, and the drift of a store that is restored from it and has caught up with the
 /// streams.
 pub struct Disk {
     pub snapshot: Snapshot,
@@ -103,24 +103,24 @@ pub struct Disk {
 
 pub struct Facts {
     pub rows: Rc<Tables>,
-    /// What a replica that lags has of them.
+    /// The rows as a lagging replica has them.
     pub replica: Rc<Tables>,
-    /// The sums of the rows, kept along.
+    /// The sums of the rows, kept up to date.
     pub actual: Totals,
     pub locks: BTreeMap<RowId, TxId>,
     pub txs: BTreeMap<TxId, Tx>,
     pub journal: [Vec<Event>; STREAMS],
-    /// How far each total is off, once all that is under way is applied; of a rollup, from the
-    /// level below as that is stored.
+    /// The drift of each total once all open transactions are applied. For a rollup, relative to
+    /// the level below as stored.
     pub expected: Totals,
-    /// What `expected` was, and from which moment on.
+    /// The earlier values of `expected`, each with the moment from which it held.
     history: BTreeMap<Name, Vec<(u64, i64)>>,
     pub moment: u64,
     /// The moment of the last restart.
     restarted: u64,
-    /// How often rows were written.
+    /// The number of writes to rows.
     writes: u64,
-    /// When a pending write over a key was last dropped.
+    /// When a pending write for a key was last dropped.
     pub dropped: BTreeMap<Name, u64>,
     pub cutoff: i64,
     pub disk: Disk,
@@ -159,7 +159,7 @@ impl Facts {
             visible: false,
             applied: false,
             fate,
-            left: false,
+            abandoned: false,
             deadline: None,
             orphaned: false,
         };
@@ -180,23 +180,22 @@ impl Facts {
         self.locks.retain(|_, holder| *holder != tx);
     }
 
-    /// Commits: all at once its rows are to be seen, its event has a number, and its locks are
-    /// free.
+    /// Commits: at once its rows are visible, its event has a number, and its locks are released.
     pub fn commit(&mut self, id: TxId) {
         self.unlock(id);
         let Some(tx) = self.txs.get_mut(&id) else { return };
         tx.fate = Fate::Decided;
         tx.visible = true;
-        let (change, stream, left) = (Rc::clone(&tx.change), tx.stream, tx.left);
+        let (change, stream, abandoned) = (Rc::clone(&tx.change), tx.stream, tx.abandoned);
         if let Some(stream) = stream {
-            self.journal[stream].push(Event { change: Rc::clone(&change), left });
+            self.journal[stream].push(Event { change: Rc::clone(&change), abandoned });
             tx.event = Some(self.journal[stream].len() as u64);
         }
         self.write(&change.writes);
         if stream.is_none() {
             self.shift_disk(&change.deltas, -1);
         }
-        if left {
+        if abandoned {
             self.shift(&change.deltas, -1);
         }
     }
@@ -209,24 +208,24 @@ impl Facts {
         }
     }
 
-    /// Decides that nobody applies a transaction any more: what it adds is left to a repair.
-    pub fn leave(&mut self, id: TxId, offsets: Offsets) {
+    /// Decides that nobody applies a transaction any more: its amounts are left to a repair.
+    pub fn abandon(&mut self, id: TxId, offsets: Offsets) {
         let Some(tx) = self.txs.get_mut(&id) else { return };
         tx.deadline = None;
         if let (Some(stream), Some(event)) = (tx.stream, tx.event) {
             if offsets[stream] >= event {
-                return; // somebody else has applied it
+                return; // it was applied by somebody else
             }
-            self.journal[stream][event as usize - 1].left = true;
+            self.journal[stream][event as usize - 1].abandoned = true;
         }
-        tx.left = true;
+        tx.abandoned = true;
         if tx.visible {
             let change = Rc::clone(&tx.change);
             self.shift(&change.deltas, -1);
         }
     }
 
-    /// Rows that change behind the hooks' back.
+    /// Changes rows without hooks.
     pub fn write_unguarded(&mut self, change: &Change) {
         self.write(&change.writes);
         self.shift(&change.deltas, -1);
@@ -246,7 +245,7 @@ impl Facts {
         }
     }
 
-    /// Moves the expected drift of some keys.
+    /// Changes the expected drift of some keys.
     pub fn shift(&mut self, deltas: &Totals, sign: i64) {
         for (name, delta) in deltas {
             if !is_pruned(name, self.cutoff) {
@@ -261,7 +260,7 @@ impl Facts {
         }
     }
 
-    /// From this moment on a key is off by this.
+    /// Sets the expected drift of a key from this moment on.
     pub fn expect(&mut self, name: &Name, drift: i64) {
         self.moment += 1;
         self.history.entry(name.clone()).or_default().push((self.moment, drift));
@@ -272,7 +271,7 @@ impl Facts {
         }
     }
 
-    /// What a key was off by at some moments from this one on, in this life of the process.
+    /// The expected drifts of a key from this moment on, in the current life of the process.
     pub fn since<'f>(&'f self, name: &Name, moment: u64) -> impl Iterator<Item = i64> + 'f {
         let moment = moment.max(self.restarted);
         let history = self.history.get(name).map_or(&[][..], Vec::as_slice);
@@ -282,31 +281,32 @@ impl Facts {
     }
 
     pub fn version(&self) -> Version {
-        let txs = self.txs.iter().map(|(id, tx)| (*id, tx.visible, tx.applied, tx.left)).collect();
+        let txs =
+            self.txs.iter().map(|(id, tx)| (*id, tx.visible, tx.applied, tx.abandoned)).collect();
         (self.moment, self.writes, self.cutoff, txs)
     }
 
-    /// What those will apply who have not yet, less what they have applied too early.
+    /// What is still to be applied, less what was applied too early.
     fn owed(&self, offsets: Offsets) -> Totals {
         let mut owed = Totals::new();
         for (deltas, sign) in self.owed_unguarded() {
             add_all(&mut owed, deltas, sign);
         }
         for (events, offset) in self.journal.iter().zip(offsets) {
-            for event in events.iter().skip(offset as usize).filter(|event| !event.left) {
+            for event in events.iter().skip(offset as usize).filter(|event| !event.abandoned) {
                 add_all(&mut owed, &event.change.deltas, 1);
             }
         }
         owed
     }
 
-    /// Of transactions of no stream.
+    /// The same for transactions that belong to no stream.
     fn owed_unguarded(&self) -> impl Iterator<Item = (&Totals, i64)> {
-        let unguarded = self.txs.values().filter(|tx| tx.stream.is_none() && !tx.left);
+        let unguarded = self.txs.values().filter(|tx| tx.stream.is_none() && !tx.abandoned);
         unguarded.map(|tx| (&tx.change.deltas, i64::from(tx.visible) - i64::from(tx.applied)))
     }
 
-    /// How far each total is off, once what is owed is applied.
+    /// The drift of each total, once what is owed is applied.
     pub fn drift(&self, stored: &Totals, offsets: Offsets) -> Totals {
         let mut drift = self.owed(offsets);
         add_all(&mut drift, stored, 1);
@@ -330,9 +330,9 @@ impl Facts {
         for (deltas, sign) in self.owed_unguarded() {
             add_all(&mut expected, deltas, -sign);
         }
-        // Who replays a stream knows nothing of those who left an event alone.
+        // A replay of a stream does not know which events were abandoned, so it applies them.
         for (events, offset) in self.journal.iter().zip(offsets) {
-            for event in events.iter().skip(offset as usize).filter(|event| event.left) {
+            for event in events.iter().skip(offset as usize).filter(|event| event.abandoned) {
                 add_all(&mut expected, &event.change.deltas, 1);
             }
         }
@@ -340,19 +340,19 @@ impl Facts {
         self.disk = Disk { snapshot, offsets, expected, cutoff: self.cutoff };
     }
 
-    /// The process is gone, and a new one has the last snapshot: whose rows are not committed are
-    /// rolled back, but for those whose commit is on its way.
+    /// Replaces the process by one that has the last snapshot. Open transactions are rolled back,
+    /// unless their commit was sent.
     pub fn restart(&mut self) {
         self.writes += 1;
         self.txs.retain(|_, tx| matches!(tx.fate, Fate::Limbo { .. }));
         for tx in self.txs.values_mut() {
-            (tx.deadline, tx.orphaned, tx.left) = (None, true, tx.stream.is_none());
+            (tx.deadline, tx.orphaned, tx.abandoned) = (None, true, tx.stream.is_none());
         }
         self.locks.retain(|_, holder| self.txs.contains_key(holder));
         self.dropped.clear();
         self.cutoff = self.disk.cutoff;
         for (events, offset) in self.journal.iter_mut().zip(self.disk.offsets) {
-            events.iter_mut().skip(offset as usize).for_each(|event| event.left = false);
+            events.iter_mut().skip(offset as usize).for_each(|event| event.abandoned = false);
         }
         let names: Vec<Name> =
             self.expected.keys().chain(self.disk.expected.keys()).cloned().collect();
@@ -362,7 +362,7 @@ impl Facts {
         self.restarted = self.moment;
     }
 
-    /// Takes the rollups' drift as it is: somebody wrote into the snapshot.
+    /// Accepts the rollups' drift as expected, after the snapshot was tampered with.
     pub fn adopt_rollups(&mut self, drift: &Totals) {
         let names = self.expected.keys().chain(drift.keys()).filter(|name| !is_base(name)).cloned();
         for name in names.collect::<Vec<Name>>() {
@@ -374,8 +374,8 @@ impl Facts {
         self.restarted = self.moment;
     }
 
-    /// Whether the journals are applied to their ends, and nothing from before a crash can come
-    /// into them.
+    /// Whether the journals are applied to their ends, and no transaction from before a crash can
+    /// still be added to them.
     pub fn is_caught_up(&self, offsets: Offsets) -> bool {
         let behind =
             self.journal.iter().zip(offsets).any(|(events, offset)| offset < events.len() as u64);
@@ -383,7 +383,7 @@ impl Facts {
     }
 }
 
-/// Only what rows drive.
+/// Whether rows drive the counter.
 pub fn is_base(name: &Name) -> bool {
     name.0 < at::BASE
 }

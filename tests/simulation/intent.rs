@@ -1,4 +1,4 @@
-//! What a writer wants: which rows it locks, and what it makes of them once it has them.
+//! A writer's intent: the rows that it locks, and what it writes once it has the locks.
 
 use std::rc::Rc;
 
@@ -10,7 +10,7 @@ use super::world::World;
 pub enum Intent {
     Put(RowId, Row),
     Edit(RowId, Edit),
-    /// With all that hangs on it.
+    /// With all its descendants.
     Delete(RowId),
 }
 
@@ -66,7 +66,7 @@ impl Intent {
         })
     }
 
-    /// The rows that it locks, as they hang together now.
+    /// The rows to lock, as they depend on each other now.
     pub fn ids(&self, rows: &Tables) -> Vec<RowId> {
         let root = match *self {
             Self::Put(id, _) | Self::Edit(id, _) => return vec![id],
@@ -76,12 +76,12 @@ impl Intent {
         let mut at = 0;
         while let Some(parent) = ids.get(at).copied() {
             at += 1;
-            ids.extend(rows.iter().filter(|(_, row)| hangs_on(row, parent)).map(|(id, _)| *id));
+            ids.extend(rows.iter().filter(|(_, row)| is_child_of(row, parent)).map(|(id, _)| *id));
         }
         ids
     }
 
-    /// What it does to these rows; `seen` is what its hooks take for the old ones.
+    /// The change to these rows. `seen` has the old rows that the hooks are given.
     pub fn change(&self, ids: &[RowId], rows: &Tables, seen: &Tables) -> Change {
         let (mut writes, mut hooked) = (Vec::new(), Vec::new());
         for id in ids {
@@ -90,7 +90,7 @@ impl Intent {
             if new != old {
                 writes.push((*id, new));
             }
-            // A hook that did not look at what its write did counts in any case.
+            // A hook with other old rows than its write found counts in any case.
             if new != old || seen != old {
                 hooked.push((seen, self.of(seen)));
             }
@@ -98,7 +98,7 @@ impl Intent {
         Change::new(writes, hooked)
     }
 
-    /// What a row becomes.
+    /// The new state of a row.
     fn of(&self, old: Option<Row>) -> Option<Row> {
         match *self {
             Self::Put(_, row) => Some(row),
@@ -127,7 +127,7 @@ impl Edit {
     }
 }
 
-fn hangs_on(row: &Row, parent: RowId) -> bool {
+fn is_child_of(row: &Row, parent: RowId) -> bool {
     match (*row, parent) {
         (Row::Vote { setlist, .. }, RowId::Setlist(id)) => setlist == id,
         (Row::Setlist { show, .. }, RowId::Show(id)) => show == id,
@@ -136,7 +136,7 @@ fn hangs_on(row: &Row, parent: RowId) -> bool {
 }
 
 impl World<'_> {
-    /// A row that nobody has locked changes behind the hooks' back.
+    /// Changes a row that is not locked, without hooks.
     pub fn plant_row(&self) {
         let intent = Intent::any(self);
         let mut facts = self.facts.borrow_mut();
@@ -151,7 +151,7 @@ impl World<'_> {
         self.count("planted rows");
     }
 
-    /// A total changes though no row does.
+    /// Changes totals without changing a row.
     pub fn plant_total(&self) {
         let mut batch = keepcount::Batch::new();
         let mut deltas = super::domain::Totals::new();

@@ -1,5 +1,5 @@
-//! Jobs: live audits that are driven step by step, read rows while others go on, and are dropped
-//! and resumed anywhere; and the oracle of what they report.
+//! Jobs: live audits that are driven step by step, read rows while others act, and can be dropped
+//! and resumed anywhere; and the checks of what they report.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -17,11 +17,11 @@ use super::domain::{self, Name, Row, RowId, SCHEMA, Tables, id, of_counter, shar
 use super::variant::Variant;
 use super::world::World;
 
-/// Where a job is.
+/// The state of a job.
 pub enum Slot<'a> {
     Idle,
     Running(Box<Job<'a>>),
-    /// Stopped; its successor goes on from here.
+    /// Stopped. The next job of this slot resumes from here.
     Stopped(Mode, Box<Token>, Pass),
 }
 
@@ -33,16 +33,17 @@ pub struct Job<'a> {
     pass: Pass,
 }
 
-/// The pass over one counter, by a job or by several that resume each other.
+/// The comparison of one counter from its first key to its last, by one job or by several that
+/// resume each other.
 #[derive(Default)]
 pub struct Pass {
     counter: usize,
     /// The moment when it began.
     since: u64,
-    /// Keys that were found to be off, or unsettled.
-    told: BTreeSet<Name>,
+    /// Keys that were reported with drift, or as unsettled.
+    reported: BTreeSet<Name>,
     unsettled: bool,
-    /// In which life of the process.
+    /// The life of the process in which it began.
     life: u64,
 }
 
@@ -50,7 +51,7 @@ const MODES: [Mode; 3] = [Mode::Verify, Mode::Repair, Mode::Backfill];
 const READ_FAILED: &str = "the connection is gone";
 
 impl Slot<'_> {
-    /// The process is gone; a job's token is on the disk.
+    /// The process died. The job's token is on the disk.
     pub fn die(self) -> Self {
         match self {
             Self::Running(job) => job
@@ -76,8 +77,8 @@ impl<'a> World<'a> {
         }
         let Some(slot) = self.jobs.borrow_mut()[at].take() else { return };
         let next = match slot {
-            Slot::Running(job) => self.go_on(at, job),
-            // A bare writer's audits are made where it hurts.
+            Slot::Running(job) => self.advance(at, job),
+            // Starts only some of the time, so that other steps come between.
             Slot::Idle | Slot::Stopped(..) if self.one_in(3) => self.start(at, slot),
             slot => slot,
         };
@@ -96,7 +97,7 @@ impl<'a> World<'a> {
         } else {
             let mode =
                 if self.rolled_out.get() { MODES[self.below(3) as usize] } else { Mode::Backfill };
-            self.rolled_out.set(true); // so who starts a backfill says
+            self.rolled_out.set(true); // starting a backfill states this
             let mut scope = SCHEMA.by_name();
             if self.one_in(2) {
                 let counters = SCHEMA.counters().len() as u64;
@@ -110,7 +111,7 @@ impl<'a> World<'a> {
         Slot::Running(Box::new(Job::new(self, mode, run, pass)))
     }
 
-    fn go_on(self: &Rc<Self>, at: usize, mut job: Box<Job<'a>>) -> Slot<'a> {
+    fn advance(self: &Rc<Self>, at: usize, mut job: Box<Job<'a>>) -> Slot<'a> {
         if self.one_in(60) {
             self.count("jobs stopped");
             self.note(&format!("job {at} is stopped"));
@@ -129,7 +130,7 @@ impl<'a> World<'a> {
                         Slot::Stopped(job.mode, token.into(), job.pass)
                     }
                     None if self.one_in(2) => {
-                        // The same audit once more.
+                        // Reuses the audit for another run.
                         job.run =
                             Reconciler::new(job.mode, &SCHEMA, Options::default().page(4)).unwrap();
                         Slot::Running(job)
@@ -147,16 +148,16 @@ impl<'a> World<'a> {
                         self.count("tokens of another life");
                         return Slot::Idle;
                     }
-                    _ => return Slot::Idle.and_fail(self, &error),
+                    _ => return Slot::Idle.fail_with(self, &error),
                 };
                 self.count(known);
-                // Driven again, it goes on where the error came.
+                // A run that is driven again continues where the error occurred.
                 if self.one_in(2) { Slot::Running(job) } else { Slot::Idle }
             }
         }
     }
 
-    /// A run to its end while nobody else does anything.
+    /// Runs to the end while nobody else acts.
     pub fn run_alone(self: &Rc<Self>, mode: Mode) -> Option<Report> {
         let run = Reconciler::new(mode, &SCHEMA, Options::default().page(5).samples(1000)).unwrap();
         let mut job = Job::new(self, mode, run, self.first_pass());
@@ -188,7 +189,7 @@ impl<'a> World<'a> {
 }
 
 impl Slot<'_> {
-    fn and_fail(self, world: &World<'_>, error: &Error) -> Self {
+    fn fail_with(self, world: &World<'_>, error: &Error) -> Self {
         world.fail(&format!("a job fails: {error}"));
         self
     }
@@ -197,7 +198,7 @@ impl Slot<'_> {
 impl<'a> Job<'a> {
     fn new(world: &Rc<World<'a>>, mode: Mode, run: Reconciler, pass: Pass) -> Self {
         let grace_period = GracePeriod::after(Duration::from_micros(world.setup.audit_grace()))
-            .barrier_time(Duration::from_micros(world.setup.throttle))
+            .barrier_time(Duration::from_micros(world.setup.barrier_time))
             .tries(world.setup.tries);
         let mut audit = MemoryAudit::live(world.store(), grace_period, Waiting(Rc::clone(world)));
         let old = Rc::clone(&world.facts.borrow().rows);
@@ -218,7 +219,7 @@ impl<'a> Job<'a> {
         Self { audit, run, mode, wake: 0, pass }
     }
 
-    /// One step of the run, with the oracle; the report when it ends.
+    /// One step of the run, with its checks. Returns the report when the run ends.
     fn step(&mut self, world: &Rc<World<'a>>, at: usize) -> Result<Option<Report>, Error> {
         let mut step = self.run.next(world.now_as_time());
         if step == Step::Throttle {
@@ -254,9 +255,9 @@ impl<'a> Job<'a> {
         };
         world.check();
         self.run.handle(answer, world.now_as_time())?;
-        // A token of the process before the crash is refused: what was repaired then is lost.
+        // A token from before a crash must be refused, because the repairs made then are lost.
         if request == Request::Identify && self.pass.life != world.life.get() {
-            world.fail("a token outlives the totals that it is of");
+            world.fail("a token of lost totals is accepted");
         }
         Ok(None)
     }
@@ -273,35 +274,31 @@ impl<'a> Job<'a> {
         if ask.after.is_none() {
             self.pass = Pass { counter, since: moment, life: self.pass.life, ..Pass::default() };
         }
-        assert_eq!(
-            self.pass.counter, counter,
-            "a run that resumes another goes on with its counter"
-        );
+        assert_eq!(self.pass.counter, counter, "a resumed run continues with its counter");
         let began = world.now();
         let diff = self.audit.compare(ask)?;
         world.count("pages measured");
         world.check();
         if world.setup.variant.is_none() {
-            // Where a precondition is dropped, reports are the least of it: totals must come out
-            // wrong.
-            self.hold_against(world, &diff, began);
+            // A variant's reports are not checked: it must fail by a wrong total.
+            self.check_report(world, &diff, began);
         }
         Ok(diff)
     }
 
-    /// What is reported was so at some moment of the pass; and what was off all the while is
-    /// reported.
-    fn hold_against(&mut self, world: &World<'a>, diff: &PageDiff, began: u64) {
+    /// Checks a report: each reported drift was there at some moment of the pass, and each key that
+    /// drifted all the while is reported.
+    fn check_report(&mut self, world: &World<'a>, diff: &PageDiff, began: u64) {
         let facts = world.facts.borrow();
-        let Pass { counter, since, ref mut told, ref mut unsettled, .. } = self.pass;
+        let Pass { counter, since, ref mut reported, ref mut unsettled, .. } = self.pass;
         for drift in &diff.drifts {
             let name = (counter, drift.key.clone());
             let found = drift.stored - drift.expected;
-            world.note(&format!("found {} off by {found}", show(&name)));
+            world.note(&format!("found drift {found} of {}", show(&name)));
             if !facts.since(&name, since).any(|was| was == found) {
                 let was: Vec<i64> = facts.since(&name, since).collect();
                 world.fail(&format!(
-                    "{} is said to be off by {found}, and was off by {was:?}",
+                    "{} is reported with drift {found}, and had drift {was:?}",
                     show(&name)
                 ));
             }
@@ -309,26 +306,26 @@ impl<'a> Job<'a> {
                 && facts.dropped.get(&name).is_some_and(|at| *at < began)
             {
                 world.fail(&format!(
-                    "{} is compared before the grace period has passed",
+                    "{} is compared before its grace period has passed",
                     show(&name)
                 ));
             }
             world.count("drifts found");
-            told.insert(name);
+            reported.insert(name);
         }
         for key in &diff.unsettled {
             world.note(&format!("unsettled {}", show(&(counter, key.clone()))));
             world.count("keys unsettled");
-            told.insert((counter, key.clone()));
+            reported.insert((counter, key.clone()));
             *unsettled = true;
         }
         if diff.next.is_none() {
             let missed = of_counter(&facts.expected, counter).find(|(name, _)| {
-                !told.contains(*name) && facts.since(name, since).all(|was| was != 0)
+                !reported.contains(*name) && facts.since(name, since).all(|was| was != 0)
             });
             if let Some((name, drift)) = missed {
                 world.fail(&format!(
-                    "{} was off all the while, now by {drift}, and is not reported",
+                    "{} had drift all the while, now {drift}, and is not reported",
                     show(name)
                 ));
             }
@@ -350,13 +347,13 @@ impl<'a> Job<'a> {
         world.repairing.borrow_mut().push(names.clone());
         let repaired = self.audit.repair(repair);
         world.check();
-        // Repairs nest as calls do.
+        // Repairs nest like calls, so this one is the last.
         world.repairing.borrow_mut().pop();
         let repaired = repaired?;
         let facts = world.facts.borrow();
         for name in names.iter().filter(|name| !repaired.unsettled.contains(&name.1)) {
             if facts.since(name, since).all(|was| was != 0) {
-                world.fail(&format!("{} is said to be repaired, and is not", show(name)));
+                world.fail(&format!("{} is reported as repaired, and is not", show(name)));
             }
         }
         repaired.unsettled.iter().for_each(|_| world.count("repairs unsettled"));
@@ -365,8 +362,8 @@ impl<'a> Job<'a> {
         Ok(repaired)
     }
 
-    /// A counter that is to be ready was right at every key, at some moment since it began to be
-    /// compared.
+    /// Makes a counter ready. Fails unless each key was right at some moment since its comparison
+    /// began.
     fn ready(
         &mut self,
         world: &Rc<World<'a>>,
@@ -377,13 +374,13 @@ impl<'a> Job<'a> {
         let facts = world.facts.borrow();
         let Pass { counter: position, since, unsettled, .. } = self.pass;
         if position != SCHEMA.position(&counter)? || unsettled {
-            world.fail(&format!("{} is to be ready with keys that are unsettled", counter.name()));
+            world.fail(&format!("{} becomes ready with unsettled keys", counter.name()));
         }
         let wrong = of_counter(&facts.expected, position)
             .find(|(name, _)| facts.since(name, since).all(|was| was != 0));
         if let Some((name, drift)) = wrong {
             world.fail(&format!(
-                "{} is to be ready, and {} is off by {drift}",
+                "{} becomes ready, and {} has drift {drift}",
                 counter.name(),
                 show(name)
             ));
@@ -396,7 +393,7 @@ impl<'a> Job<'a> {
     }
 }
 
-/// An audit's waits: meanwhile others go on.
+/// The runtime of an audit: while it waits, others act.
 struct Waiting<'a>(Rc<World<'a>>);
 
 impl Runtime for Waiting<'_> {
@@ -420,7 +417,7 @@ impl Runtime for Waiting<'_> {
     }
 }
 
-/// Gives an audit the rows of a counter.
+/// Adds the sources of counters to an audit.
 struct Reads<'w, 'a> {
     world: &'w Rc<World<'a>>,
     old: &'w Rc<Tables>,
@@ -439,18 +436,18 @@ impl<'a> Reads<'_, 'a> {
 
 type Place = (Option<KeyBuf>, RowId);
 
-/// Rows in key order, read one by one, while others go on.
+/// Rows in key order, read one by one, while others act.
 struct Reading<'a> {
     world: Rc<World<'a>>,
     counter: usize,
-    /// None where they are read as they are by then.
+    /// None if each row is read as it is when its turn comes.
     at_once: Option<Rc<Tables>>,
     rest: std::vec::IntoIter<(Place, Row)>,
     after: Option<Place>,
     failed: bool,
 }
 
-/// The rows as a read that begins now sees them.
+/// The rows that a read sees which begins now.
 fn rows(world: &Rc<World<'_>>, old: &Rc<Tables>) -> Rc<Tables> {
     world.check();
     for _ in 0..world.below(3) {
@@ -464,10 +461,10 @@ fn rows(world: &Rc<World<'_>>, old: &Rc<Tables>) -> Rc<Tables> {
     }
 }
 
-/// All rows, the last first, read one by one, while others go on.
+/// All rows in descending order of ids, read one by one, while others act.
 struct Scanning<'a> {
     world: Rc<World<'a>>,
-    /// None where they are read as they are by then.
+    /// None if each row is read as it is when its turn comes.
     at_once: Option<Rc<Tables>>,
     before: Option<RowId>,
     failed: bool,
@@ -489,7 +486,7 @@ impl Iterator for Scanning<'_> {
     type Item = Result<Row, Cause>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.failed |= goes_on(&self.world);
+        self.failed |= step_others(&self.world);
         if self.failed {
             return Some(Err(READ_FAILED.into()));
         }
@@ -502,8 +499,8 @@ impl Iterator for Scanning<'_> {
     }
 }
 
-/// Others may go on between two rows; returns whether the read breaks.
-fn goes_on(world: &Rc<World<'_>>) -> bool {
+/// May let others act between two rows. Returns whether the read fails.
+fn step_others(world: &Rc<World<'_>>) -> bool {
     if world.one_in(8) {
         world.step();
     }
@@ -521,7 +518,7 @@ fn read<'a>(
     if let Bound::Included(_) = from {
         world.count("keys read alone");
     }
-    // A source may start too early.
+    // A source may begin before the key that was asked for.
     let from = if world.one_in(4) { Bound::Unbounded } else { from };
     let cursor = world.setup.cursors && world.setup.variant.is_none();
     let rest = if cursor { Vec::new() } else { ordered(&rows, counter, &from) };
@@ -544,10 +541,11 @@ fn read<'a>(
     reading
 }
 
-/// The rows that can count, by the key that they count for; those that do not come first.
+/// The rows from a key on, by the key that they count for. Rows that do not count come first.
 fn ordered(rows: &Tables, counter: usize, from: &Bound<KeyBuf>) -> Vec<(Place, Row)> {
-    let spec = rows.iter().map(|(id, row)| ((share(row, counter).map(|(key, _)| key), *id), *row));
-    let wanted = spec.filter(|((key, _), _)| match (key, from) {
+    let placed =
+        rows.iter().map(|(id, row)| ((share(row, counter).map(|(key, _)| key), *id), *row));
+    let wanted = placed.filter(|((key, _), _)| match (key, from) {
         (Some(key), Bound::Included(from)) => key >= from,
         (Some(key), Bound::Excluded(from)) => key > from,
         _ => true,
@@ -562,7 +560,7 @@ impl Iterator for Reading<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let world = Rc::clone(&self.world);
-        self.failed |= goes_on(&world);
+        self.failed |= step_others(&world);
         if self.failed {
             return Some(Err(READ_FAILED.into()));
         }

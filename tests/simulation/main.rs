@@ -1,11 +1,11 @@
-//! Many seeds of a world in which writers, deliveries, audits, crashes and planted drift
-//! interleave, one step at a time, over a memory store and the crate's own reconciler; each seed
-//! replays to the same trace. And one variant of that world for each documented precondition, which
-//! must fail.
+//! Many seeds of a simulated world in which writers, deliveries, audits, crashes and planted drift
+//! interleave, one step at a time, over a memory store and the crate's own reconciler. Each seed
+//! replays to the same trace. For each documented precondition, a variant of that world drops it
+//! and must fail.
 //!
-//! `just simulate` goes on until it is stopped or a seed fails. A seed's trace, of a variant too:
-//! `KEEPCOUNT_SIM_SEED=7 KEEPCOUNT_SIM_VARIANT=OldRead cargo test --test simulation replay --
-//! --ignored --nocapture`.
+//! `just simulate` runs until it is stopped or a seed fails. To print a seed's trace, also of a
+//! variant: `KEEPCOUNT_SIM_SEED=7 KEEPCOUNT_SIM_VARIANT=OldRead cargo test --test simulation replay
+//! -- --ignored --nocapture`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -41,7 +41,7 @@ use setup::Setup;
 use variant::Variant;
 use world::{Arena, World};
 
-/// What became of a seed.
+/// The result of a seed.
 struct Outcome {
     failure: Option<String>,
     trace: Vec<String>,
@@ -49,17 +49,17 @@ struct Outcome {
     counts: BTreeMap<&'static str, u64>,
 }
 
-/// Few, so that keys share them.
+/// Few stripes, so that keys share them.
 const STRIPES: usize = 8;
 
 fn simulate(seed: u64, variant: Option<Variant>) -> Outcome {
-    // True once in a process.
+    // Sets it once; later calls in the process do nothing.
     replay::fix(STRIPES);
     let (stores, batches) = (Arena::of(64), Arena::of(4096));
     let mut lent = vec![Batch::new(); 16_384];
     let world = World::new(Setup::of(seed, variant), &stores, &batches, &mut lent);
     world.run();
-    world.rest();
+    world.come_to_rest();
     let outcome = Outcome {
         failure: world.failure(),
         hash: world.trace_hash(),
@@ -86,10 +86,10 @@ fn report(seed: u64, variant: Option<Variant>, outcome: &Outcome) -> String {
 
 /// The seeds that `cargo test` runs.
 const SEEDS: u64 = 400;
-/// Within so many of them every variant fails.
+/// Every variant fails within this many seeds.
 const VARIANT_SEEDS: u64 = 300;
 
-/// What must happen over these seeds, and how often at least: a world in which nothing meets shows
+/// What must happen over these seeds, and at least how often: a world without conflicts would prove
 /// nothing.
 const HAPPENS: [(&str, u64); 37] = [
     ("rows committed", 10_000),
@@ -132,7 +132,7 @@ const HAPPENS: [(&str, u64); 37] = [
 ];
 
 #[test]
-fn writers_audits_and_crashes_in_any_order_leave_every_key_right() {
+fn random_order_of_writers_audits_and_crashes_keeps_every_total_correct() {
     let mut counts = BTreeMap::new();
     for seed in 0..SEEDS {
         let outcome = simulate(seed, None);
@@ -142,17 +142,17 @@ fn writers_audits_and_crashes_in_any_order_leave_every_key_right() {
     println!("{SEEDS} seeds: {counts:#?}");
     for (what, least) in HAPPENS {
         let times = counts.get(what).copied().unwrap_or(0);
-        assert!(times >= least, "{what}: {times} times, not {least}");
+        assert!(times >= least, "{what}: {times} times, expected at least {least}");
     }
 }
 
 #[test]
-fn whoever_drops_a_precondition_goes_wrong() {
+fn every_variant_that_drops_a_precondition_fails() {
     for variant in Variant::ALL {
         let failing = (0..VARIANT_SEEDS)
             .find_map(|seed| Some((seed, simulate(seed, Some(variant)).failure?)));
-        let (seed, failure) = failing
-            .unwrap_or_else(|| panic!("{variant:?}: nothing fails in {VARIANT_SEEDS} seeds"));
+        let (seed, failure) =
+            failing.unwrap_or_else(|| panic!("{variant:?}: none of {VARIANT_SEEDS} seeds fails"));
         println!("{variant:?}: seed {seed}: {failure}");
     }
 }
@@ -183,10 +183,10 @@ fn replay() {
     assert!(outcome.failure.is_none(), "{}", outcome.failure.unwrap_or_default());
 }
 
-/// Seeds that nobody has seen, or those from `KEEPCOUNT_SIM_FROM` on, on every processor.
+/// Runs new seeds, or those from `KEEPCOUNT_SIM_FROM` on, on every processor.
 #[test]
-#[ignore = "goes on for KEEPCOUNT_SIM_SECONDS, for ever where these are 0, or until a seed fails"]
-#[allow(clippy::disallowed_methods)] // it is told how long to go on
+#[ignore = "runs for KEEPCOUNT_SIM_SECONDS, or without end if 0, or until a seed fails"]
+#[allow(clippy::disallowed_methods)] // it measures how long it has run
 fn hunt() {
     let seconds: u64 =
         std::env::var("KEEPCOUNT_SIM_SECONDS").map_or(10, |seconds| seconds.parse().unwrap());
@@ -227,5 +227,5 @@ fn hunt() {
         began.elapsed().as_secs(),
         totals.lock().unwrap()
     );
-    assert!(!failed.load(Relaxed), "a seed failed: it is printed above");
+    assert!(!failed.load(Relaxed), "a seed failed; its trace is printed above");
 }

@@ -1,5 +1,5 @@
-//! What differs from seed to seed: how many take part, what may happen to them, and how long audits
-//! wait.
+//! The parameters of a seed: how many writers and jobs there are, what may happen to them, and how
+//! long audits wait.
 
 use super::support::random::Random;
 use super::variant::Variant;
@@ -10,29 +10,29 @@ use super::variant::Variant;
 pub struct Setup {
     pub seed: u64,
     pub variant: Option<Variant>,
-    /// Steps of all who take part, also those that run while an audit waits.
+    /// The steps of all participants, including those during an audit's waits.
     pub steps: u32,
     pub writers: usize,
     pub jobs: usize,
-    /// Writers have until then to find out what became of a dropped pending write's rows.
+    /// The time in which writers find out the outcome of a dropped pending write.
     pub settle: u64,
-    pub throttle: u64,
+    pub barrier_time: u64,
     pub tries: u32,
-    /// How many of a hundred transactions are events of a stream.
+    /// The percentage of transactions that are events of a stream.
     pub streamed: u64,
-    /// Outcomes may be unknown.
+    /// Commits may have an unknown outcome.
     pub unknowns: bool,
-    /// Rows and totals may change behind the hooks' back.
+    /// Rows and totals may change without hooks.
     pub plants: bool,
     pub crashes: bool,
     pub prunes: bool,
-    /// Reading rows may fail.
+    /// Reads of rows may fail.
     pub read_errors: bool,
-    /// The store begins over rows that are there, with a writer that has no hooks yet.
+    /// The store starts over existing rows, and one writer has no hooks yet.
     pub pending_backfill: bool,
-    /// Rows are read one by one as they are by then, instead of all at one moment.
+    /// Rows are read one by one, each as it is then, instead of all at one moment.
     pub cursors: bool,
-    /// Audits read all rows in an order of no key, instead of a page's rows in key order.
+    /// Audits read all rows, not in key order, instead of a page's rows in key order.
     pub scans: bool,
 }
 
@@ -48,7 +48,7 @@ impl Setup {
             writers: 1 + below(4) as usize,
             jobs: 1 + below(3) as usize,
             settle: 8_000 + below(32_000),
-            throttle: 300 + below(3_000),
+            barrier_time: 300 + below(3_000),
             tries: below(6) as u32,
             streamed: if replays { 100 } else { [0, 50, 50, 100][below(4) as usize] },
             unknowns: below(4) > 0,
@@ -62,7 +62,7 @@ impl Setup {
         }
     }
 
-    /// What audits are told.
+    /// The grace period of audits.
     pub fn audit_grace(&self) -> u64 {
         if self.is(Variant::GraceTooShort) { self.settle / 50 } else { self.settle }
     }

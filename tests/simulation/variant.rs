@@ -1,7 +1,7 @@
-//! The preconditions of pending writes, offsets and snapshots, each dropped by one variant of the
-//! world.
+//! The preconditions of pending writes, offsets and snapshots. Each variant of the world drops one
+//! of them.
 
-/// What a variant's world does against the documentation.
+/// How a variant's world violates the documentation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variant {
     /// A pending write begins after its rows are visible.
@@ -10,29 +10,28 @@ pub enum Variant {
     CommitBeforeRows,
     /// A pending write is aborted although its rows are committed later.
     AbortThoughCommits,
-    /// One writer has no pending writes; audits are made while it is between its commit and its
-    /// apply.
+    /// One writer uses no pending writes, so audits run between its commit and its apply.
     UnguardedWriter,
-    /// Recounts read a transaction from before they were asked for.
+    /// Recounts read in a transaction that began before they were requested.
     OldRead,
-    /// Recounts read a replica that lags.
+    /// Recounts read a lagging replica.
     StaleReplica,
-    /// Whoever finds out late what became of a dropped pending write's rows applies them after the
-    /// grace period.
+    /// A writer learns the outcome of a dropped pending write late, and applies it after the grace
+    /// period.
     ResolvedTooLate,
-    /// The grace period is shorter than commits are on their way.
+    /// The grace period is shorter than a commit can take.
     GraceTooShort,
     /// Old rows come from a read before the lock.
     OldFromEarlierRead,
     /// Offsets are kept apart from the totals, and are newer after a crash.
     OffsetsApart,
-    /// Events that are delivered twice are applied, not applied once.
+    /// Events that are delivered twice go through `apply` instead of `apply_idempotent`.
     DuplicateByApply,
     /// A restored store does not know its offsets.
     SnapshotWithoutOffsets,
     /// Rows that were written for an event delivered twice are kept although the store skips it.
     SkippedRowsKept,
-    /// A repair runs while a restored store is not caught up with its streams.
+    /// A repair runs before a restored store has caught up with its streams.
     RepairBeforeCaughtUp,
     /// A backfill runs while a writer has no hooks yet.
     BackfillBeforeHooks,

@@ -1,5 +1,5 @@
-//! The world of one seed: a clock that steps and waits turn, a scheduler that picks who goes on,
-//! and the oracle that looks at every total after every step.
+//! The world of one seed: a clock that steps and waits advance, a scheduler that picks the next
+//! step, and the check of every total after every step.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +23,7 @@ use super::support::random::Random;
 use super::variant::Variant;
 use super::writer::Writer;
 
-/// Values that live as long as the world, put in while others are borrowed.
+/// Values that live as long as the world, added through a shared reference.
 pub struct Arena<T> {
     slots: Vec<OnceCell<T>>,
     used: Cell<usize>,
@@ -48,7 +48,7 @@ pub struct World<'a> {
     pub setup: Setup,
     stores: &'a Arena<MemoryStore>,
     batches: &'a Arena<Batch>,
-    /// What pending writes borrow, each its own.
+    /// A batch for each pending write to borrow.
     lent: RefCell<std::slice::IterMut<'a, Batch>>,
     store: Cell<&'a MemoryStore>,
     clock: Arc<AtomicU64>,
@@ -56,19 +56,19 @@ pub struct World<'a> {
     pub facts: RefCell<Facts>,
     pub writers: RefCell<Vec<Writer<'a>>>,
     pub couriers: RefCell<Vec<Courier<'a>>>,
-    /// A job that is under way, further up the stack, is not in its place.
+    /// A job that is running further up the stack is not in its slot.
     pub jobs: RefCell<Vec<Option<Slot<'a>>>>,
-    /// Keys that are being repaired, by each repair under way.
+    /// The keys that are being repaired, for each open repair.
     pub repairing: RefCell<Vec<Vec<Name>>>,
-    /// What the oracle saw last.
+    /// The state that was checked last.
     checked: RefCell<(Pages, Offsets, Version)>,
     steps: Cell<u32>,
     pub depth: Cell<u32>,
-    /// How often it was restarted.
+    /// How often the process was restarted.
     pub life: Cell<u64>,
-    /// Restarted, and not caught up with the streams.
+    /// Restarted, and not caught up with the streams yet.
     pub recovering: Cell<bool>,
-    /// The process is dying: whoever is under way fails.
+    /// The process is dying, and all that is under way fails.
     pub dying: Cell<bool>,
     /// Nobody begins anything new.
     pub draining: Cell<bool>,
@@ -81,10 +81,9 @@ pub struct World<'a> {
 
 type Pages = Vec<Vec<(KeyBuf, i64)>>;
 
-/// Steps within steps: a repair waits, meanwhile another job measures, and while it reads a writer
-/// goes on.
+/// Steps nest: a repair waits, meanwhile another job compares, and while that reads a writer acts.
 const MAX_DEPTH: u32 = 4;
-/// Turns that a world takes to come to rest, at most.
+/// The maximum number of rounds that a world takes to come to rest.
 const MAX_RESTS: u32 = 2_000;
 
 #[derive(Debug, Clone, Copy)]
@@ -167,7 +166,7 @@ impl<'a> World<'a> {
         drawn
     }
 
-    /// True one time in so many.
+    /// True with probability 1 in `times`.
     pub fn one_in(&self, times: u64) -> bool {
         self.below(times) == 0
     }
@@ -185,7 +184,7 @@ impl<'a> World<'a> {
         self.trace.borrow_mut().push(format!("{now:>7} {:depth$}{line}", ""));
     }
 
-    /// An oracle says no: the first to do so is right, and nobody goes on.
+    /// Records a failed check. The first one counts, and ends the seed.
     pub fn fail(&self, what: &str) {
         let mut failure = self.failure.borrow_mut();
         if failure.is_none() {
@@ -212,14 +211,14 @@ impl<'a> World<'a> {
         STREAM_NAMES.map(|stream| self.store().offset(stream))
     }
 
-    /// What the store has, counter by counter.
+    /// The totals of the store, counter by counter.
     fn pages(&self) -> Pages {
         let counters = SCHEMA.counters().iter();
         let read = |spec: &CounterSpec| {
             Store::read_range(&mut self.store(), spec.id(), &KeyRange::ALL, usize::MAX)
         };
         counters.map(read).collect::<keepcount::Result<_>>().unwrap_or_else(|_| {
-            // What is not ready is not to be read.
+            // Reads of a counter that is not ready are refused, so they come from a snapshot.
             let mut json = serde_json::to_value(self.store().snapshot()).unwrap();
             let counters = json["counters"].as_array_mut().unwrap().iter_mut();
             counters
@@ -237,9 +236,9 @@ impl<'a> World<'a> {
             .collect()
     }
 
-    /// None where a gate is shut: to be tried again.
+    /// None at a barrier: the caller tries again later.
     pub fn try_begin(&self, batch: &'a Batch) -> Option<PendingWrite<'a>> {
-        let lent = self.lent.borrow_mut().next().expect("fewer pending writes than that");
+        let lent = self.lent.borrow_mut().next().expect("enough batches for all pending writes");
         lent.clone_from(batch);
         let pending_write = self.store().try_begin(lent).unwrap();
         if pending_write.is_none() {
@@ -249,20 +248,20 @@ impl<'a> World<'a> {
         pending_write
     }
 
-    /// The pending write's keys are unresolved keys from now on.
-    pub fn lose(&self, pending_write: PendingWrite<'a>, deltas: &Totals) {
+    /// Drops a pending write, so that its keys are unresolved.
+    pub fn drop_pending_write(&self, pending_write: PendingWrite<'a>, deltas: &Totals) {
         drop(pending_write);
-        self.note_lost(deltas);
+        self.note_dropped(deltas);
     }
 
-    pub fn note_lost(&self, deltas: &Totals) {
+    pub fn note_dropped(&self, deltas: &Totals) {
         self.count("pending writes dropped");
         let now = self.now();
         self.facts.borrow_mut().dropped.extend(deltas.keys().map(|name| (name.clone(), now)));
     }
 
-    /// Lets time pass, and what is due happen: commits that were on their way arrive, and whoever
-    /// has not come back by a deadline is too late.
+    /// Advances the clock, and does what falls due: commits arrive, and transactions whose deadline
+    /// passes are abandoned.
     pub fn pass(&self, time: u64) {
         let until = self.now() + time;
         while let Some((at, id, is_deadline)) = self.next_due(until) {
@@ -270,8 +269,8 @@ impl<'a> World<'a> {
             let offsets = self.offsets();
             let mut facts = self.facts.borrow_mut();
             if is_deadline {
-                facts.leave(id, offsets);
-                self.note(&format!("tx {id} is left"));
+                facts.abandon(id, offsets);
+                self.note(&format!("tx {id} is abandoned"));
                 continue;
             }
             let Some(tx) = facts.txs.get(&id) else { continue };
@@ -305,7 +304,7 @@ impl<'a> World<'a> {
         due.filter(|(at, ..)| *at <= until).min()
     }
 
-    /// One step of somebody, and the oracle after it; nothing where there is no room for one.
+    /// One random step, and the check after it. Does nothing if no more steps are allowed.
     pub fn step(self: &Rc<Self>) {
         let over = self.steps.get() >= self.setup.steps || self.draining.get();
         if over || self.dying.get() || self.has_failed() || self.depth.get() >= MAX_DEPTH {
@@ -320,7 +319,7 @@ impl<'a> World<'a> {
         self.pass(self.below(40));
     }
 
-    /// Steps until there are none left.
+    /// Runs all steps.
     pub fn run(self: &Rc<Self>) {
         while self.steps.get() < self.setup.steps && !self.has_failed() {
             self.step();
@@ -335,9 +334,9 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Nobody begins anything new; when all is done and decided, a repair makes every total right,
-    /// and a verify says so.
-    pub fn rest(self: &Rc<Self>) {
+    /// Ends all work without beginning any. Then a repair must make every total right, and a verify
+    /// must confirm it.
+    pub fn come_to_rest(self: &Rc<Self>) {
         self.draining.set(true);
         self.rolled_out.set(true);
         self.jobs.borrow_mut().iter_mut().for_each(|job| *job = Some(Slot::Idle));
@@ -387,7 +386,7 @@ impl<'a> World<'a> {
             && facts.is_caught_up(self.offsets())
     }
 
-    /// Ends the circle of a world and jobs that know it.
+    /// Breaks the reference cycle between the world and its jobs.
     pub fn clear(&self) {
         self.jobs.borrow_mut().clear();
     }
@@ -410,7 +409,8 @@ impl<'a> World<'a> {
             }
         }
         if plants {
-            // Rows that change while an audit reads them are what pending writes are for.
+            // Changes of rows during an audit need pending writes, so rows are planted only at the
+            // top of the stack.
             acts.push((if top { 2 } else { 0 }, Act::PlantRow));
             acts.push((1, Act::PlantTotal));
         }
@@ -476,7 +476,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// At the top of the stack: who was under way has failed by now.
+    /// Crashes at the top of the stack, where everything that was under way has failed.
     pub fn crash_and_restart(self: &Rc<Self>) {
         self.count("crashes");
         for slot in self.jobs.borrow_mut().iter_mut() {
@@ -514,7 +514,7 @@ impl<'a> World<'a> {
         self.check();
     }
 
-    /// Writes into the rollups of the snapshot on the disk: no hook reaches them.
+    /// Changes a rollup in the snapshot on the disk, without hooks.
     fn tamper(&self) -> bool {
         let mut facts = self.facts.borrow_mut();
         let rollup = at::BASE + self.below((SCHEMA.counters().len() - at::BASE) as u64) as usize;
@@ -533,8 +533,8 @@ impl<'a> World<'a> {
         has
     }
 
-    /// Holds every total against the facts: what it is off by may change by what was planted alone,
-    /// and become 0 where it is being repaired.
+    /// Checks every total against the facts. Its drift may change by what was planted, or become 0
+    /// during its repair.
     pub fn check(&self) {
         if self.has_failed() {
             return;
@@ -548,7 +548,7 @@ impl<'a> World<'a> {
         let mut facts = self.facts.borrow_mut();
         let cutoff = facts.cutoff;
         if let Some(name) = stored.keys().find(|name| is_pruned(name, cutoff)) {
-            self.fail(&format!("{} is below the cutoff of {cutoff}", show(name)));
+            self.fail(&format!("{} is before the cutoff {cutoff}", show(name)));
         }
         let drift = facts.drift(&stored, self.offsets());
         if drift == facts.expected {
@@ -564,27 +564,27 @@ impl<'a> World<'a> {
             let repaired = is == 0
                 && self.repairing.borrow().iter().any(|repairing| repairing.contains(&name));
             if !repaired {
-                self.fail(&format!("{} is off by {is}, not {was}", show(&name)));
+                self.fail(&format!("{} has drift {is}, expected {was}", show(&name)));
                 return;
             }
             if self.is_fresh(&facts, &name) {
                 self.fail(&format!(
-                    "{} was repaired before the grace period had passed",
+                    "{} was repaired before its grace period had passed",
                     show(&name)
                 ));
             }
-            self.note(&format!("{} is repaired, it was off by {was}", show(&name)));
+            self.note(&format!("{} is repaired, its drift was {was}", show(&name)));
             self.count(if super::facts::is_base(&name) { "mends" } else { "repairs of rollups" });
             facts.expect(&name, 0);
         }
     }
 
-    /// Whether a pending write over a key was dropped less than the grace period ago.
+    /// Whether a pending write for a key was dropped less than the grace period ago.
     pub fn is_fresh(&self, facts: &Facts, name: &Name) -> bool {
         facts.dropped.get(name).is_some_and(|since| since + self.setup.audit_grace() > self.now())
     }
 
-    /// Nothing is open or unknown: counts everything from nothing.
+    /// If nothing is open or unknown, compares every total with a recount.
     pub fn check_quiet(&self) {
         let facts = self.facts.borrow();
         let open = self.writers.borrow().iter().any(|writer| !writer.is_idle())
@@ -598,11 +598,11 @@ impl<'a> World<'a> {
         for name in names.into_iter().filter(|name| !is_pruned(name, facts.cutoff)) {
             let of = |totals: &Totals| totals.get(name).copied().unwrap_or(0);
             let planted = of(&facts.expected);
-            // A rollup is held against the level below; against the rows where nothing is off.
+            // A rollup is defined by the level below. It equals the rows only if there is no drift.
             let comparable = super::facts::is_base(name) || facts.expected.is_empty();
             if comparable && of(&stored) - of(&recounted) != planted {
                 self.fail(&format!(
-                    "at rest {} is {}, its rows say {}, and {planted} was planted",
+                    "at rest {} is {}, a recount gives {}, and {planted} was planted",
                     show(name),
                     of(&stored),
                     of(&recounted)
@@ -617,15 +617,15 @@ fn clocked(store: MemoryStore, clock: &Arc<AtomicU64>) -> MemoryStore {
     store.with_clock(move || Duration::from_micros(clock.load(Ordering::Relaxed)))
 }
 
-/// Moves offsets to where somebody else says that they were.
+/// Moves a store's offsets forward to these.
 fn move_offsets(store: &MemoryStore, offsets: Offsets) {
-    for (stream, stream_range) in STREAM_NAMES.iter().zip(offsets) {
+    for (stream, offset) in STREAM_NAMES.iter().zip(offsets) {
         let known = store.offset(stream);
-        if stream_range > known {
+        if offset > known {
             store
                 .apply_idempotent(
                     &mut Batch::new(),
-                    &StreamRange::new(stream, known + 1, stream_range).unwrap(),
+                    &StreamRange::new(stream, known + 1, offset).unwrap(),
                 )
                 .unwrap();
         }

@@ -1,5 +1,5 @@
-//! A writer: locks rows, writes them, and guards its transaction, which may be committed, rolled
-//! back, cut off, or of unknown outcome.
+//! A writer: locks rows, writes them, and guards its transaction with a pending write. The
+//! transaction can be committed, rolled back, cut off, or of unknown outcome.
 
 use std::rc::Rc;
 
@@ -18,25 +18,24 @@ pub struct Writer<'a> {
 
 enum State<'a> {
     Idle,
-    /// Wants its locks; `seen` are the rows before it has them.
+    /// Waits for its locks. `seen` are the rows before it has them.
     Locking {
         tx: TxId,
         intent: Intent,
         seen: Rc<Tables>,
         tries: u32,
     },
-    /// Has written; nobody else sees it yet.
+    /// Has written. The rows are not visible yet.
     Written(Work<'a>),
     Begun(Work<'a>, PendingWrite<'a>),
-    /// Everybody sees its rows, and they are not in the totals. No pending write only where a
-    /// variant has none.
+    /// The rows are visible, and not in the totals. Only a variant has no pending write here.
     Visible(Work<'a>, Option<PendingWrite<'a>>),
-    /// The pending write was dropped; to be begun anew from this time on.
+    /// The pending write was dropped. It is to be begun again from this time on.
     Lost(Work<'a>, u64),
     Again(Work<'a>, PendingWrite<'a>),
-    /// Left alone; its event is passed by.
+    /// Abandoned. The stream's offset must still move past its event.
     Passing(Work<'a>),
-    /// A variant: in the totals, and its rows are not committed.
+    /// A variant: applied to the totals before its rows are committed.
     Early(Work<'a>),
 }
 
@@ -68,9 +67,9 @@ impl<'a> Writer<'a> {
             State::Written(work) => self.begin(world, work),
             State::Begun(work, pending_write) => self.send_commit(world, work, pending_write),
             State::Visible(work, pending_write) => self.finish(world, work, pending_write),
-            State::Lost(work, again_at) => self.come_back(world, work, again_at),
-            State::Again(work, pending_write) => self.learn(world, work, pending_write),
-            State::Passing(work) => self.pass_by(world, work),
+            State::Lost(work, again_at) => self.begin_again(world, work, again_at),
+            State::Again(work, pending_write) => self.await_outcome(world, work, pending_write),
+            State::Passing(work) => self.skip_event(world, work),
             State::Early(work) => self.commit_late(world, &work),
         };
     }
@@ -123,14 +122,14 @@ impl<'a> Writer<'a> {
     }
 
     fn begin(&self, world: &World<'a>, work: Work<'a>) -> State<'a> {
-        let streamed = with(world, &work, |tx| tx.stream.is_some());
+        let streamed = with_tx(world, &work, |tx| tx.stream.is_some());
         let has_hooks = world.rolled_out.get() && !world.is(Variant::BackfillBeforeHooks);
         if self.slot == 0 && !streamed && world.setup.pending_backfill && !has_hooks {
             self.commit_rows(world, &work);
             if !world.rolled_out.get() {
-                // Nobody applies it: it is the backfill's.
+                // A writer without hooks applies nothing. The backfill counts its rows.
                 let offsets = world.offsets();
-                world.facts.borrow_mut().leave(work.tx, offsets);
+                world.facts.borrow_mut().abandon(work.tx, offsets);
             }
             return self.done(world, &work);
         }
@@ -150,7 +149,7 @@ impl<'a> Writer<'a> {
         world.count("rows committed");
     }
 
-    /// Rolls back, and is done.
+    /// Rolls back, and ends the transaction.
     fn give_up(&self, world: &World<'a>, work: &Work<'a>) -> State<'a> {
         let mut facts = world.facts.borrow_mut();
         facts.roll_back(work.tx);
@@ -166,10 +165,10 @@ impl<'a> Writer<'a> {
         work: Work<'a>,
         pending_write: PendingWrite<'a>,
     ) -> State<'a> {
-        let streamed = with(world, &work, |tx| tx.stream.is_some());
+        let streamed = with_tx(world, &work, |tx| tx.stream.is_some());
         if world.is(Variant::CommitBeforeRows) && !streamed && world.one_in(2) {
             pending_write.commit().unwrap();
-            with(world, &work, |tx| tx.applied = true);
+            with_tx(world, &work, |tx| tx.applied = true);
             self.note(world, work.tx, "commits its pending write early");
             return State::Early(work);
         }
@@ -183,17 +182,17 @@ impl<'a> Writer<'a> {
                 self.give_up(world, &work)
             }
             86..89 => {
-                world.lose(pending_write, &work.change.deltas);
+                world.drop_pending_write(pending_write, &work.change.deltas);
                 self.give_up(world, &work)
             }
             _ if world.setup.unknowns => {
                 let (at, commits) =
                     (world.now() + world.below(world.setup.settle / 2), !world.one_in(3));
-                with(world, &work, |tx| tx.fate = Fate::Limbo { at, commits });
+                with_tx(world, &work, |tx| tx.fate = Fate::Limbo { at, commits });
                 self.note(world, work.tx, "does not know whether it is committed");
                 if world.is(Variant::AbortThoughCommits) && world.one_in(2) {
                     pending_write.abort();
-                    with(world, &work, |tx| tx.orphaned = true);
+                    with_tx(world, &work, |tx| tx.orphaned = true);
                     return State::Idle;
                 }
                 self.cut_off(world, work, pending_write)
@@ -202,19 +201,19 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// The pending write is dropped: somebody comes back to it in time, or nobody does.
+    /// Drops the pending write. The writer begins it again in time, or abandons the transaction.
     fn cut_off(
         &self,
         world: &World<'a>,
         work: Work<'a>,
         pending_write: PendingWrite<'a>,
     ) -> State<'a> {
-        world.lose(pending_write, &work.change.deltas);
+        world.drop_pending_write(pending_write, &work.change.deltas);
         self.note(world, work.tx, "is cut off");
-        if world.one_in(3) { Self::leave(world, work) } else { Self::plan_return(world, work) }
+        if world.one_in(3) { Self::abandon(world, work) } else { Self::plan_return(world, work) }
     }
 
-    /// Whoever lost its pending write comes back before a deadline.
+    /// The writer begins the dropped pending write again before a deadline.
     fn plan_return(world: &World<'a>, work: Work<'a>) -> State<'a> {
         let settle = world.setup.settle;
         if world.is(Variant::ResolvedTooLate) {
@@ -222,38 +221,38 @@ impl<'a> Writer<'a> {
             return State::Lost(work, world.now() + late);
         }
         let deadline = world.now() + settle;
-        with(world, &work, |tx| tx.deadline = Some(deadline));
+        with_tx(world, &work, |tx| tx.deadline = Some(deadline));
         let again_at = world.now() + world.below(settle / 2);
         State::Lost(work, again_at)
     }
 
-    fn leave(world: &World<'a>, work: Work<'a>) -> State<'a> {
+    fn abandon(world: &World<'a>, work: Work<'a>) -> State<'a> {
         world.count("left to a repair");
         let offsets = world.offsets();
-        world.facts.borrow_mut().leave(work.tx, offsets);
-        left(world, work)
+        world.facts.borrow_mut().abandon(work.tx, offsets);
+        end_abandoned(world, work)
     }
 
-    /// Its rows are visible: applies them.
+    /// The rows are visible: applies them.
     fn finish(
         &self,
         world: &World<'a>,
         work: Work<'a>,
         pending_write: Option<PendingWrite<'a>>,
     ) -> State<'a> {
-        let (stream, event) = with(world, &work, |tx| (tx.stream, tx.event));
-        let stream_range =
+        let (stream, event) = with_tx(world, &work, |tx| (tx.stream, tx.event));
+        let position =
             stream.zip(event).map(|(stream, event)| (world.offsets()[stream], stream, event));
         let Some(pending_write) = pending_write else {
-            return self.finish_without(world, work, stream_range);
+            return self.finish_without(world, work, position);
         };
         if world.setup.unknowns && world.one_in(20) {
             return self.cut_off(world, work, pending_write);
         }
-        let applied = match stream_range {
+        let applied = match position {
             None => pending_write.commit(),
-            // Not its turn, and it knows; now and then it does not ask.
-            Some((stream_range, _, event)) if stream_range + 1 < event && !world.one_in(30) => {
+            // An earlier event is missing, so the writer waits. One time in 30 it does not check.
+            Some((offset, _, event)) if offset + 1 < event && !world.one_in(30) => {
                 world.count("turns waited for");
                 return State::Visible(work, Some(pending_write));
             }
@@ -271,7 +270,7 @@ impl<'a> Writer<'a> {
             }
             Err(Error::Gap { .. }) => {
                 world.count("events behind a gap");
-                world.note_lost(&work.change.deltas);
+                world.note_dropped(&work.change.deltas);
                 self.note(world, work.tx, "is behind a gap");
                 Self::plan_return(world, work)
             }
@@ -282,20 +281,20 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// A variant's: no pending write, or one that begins only now.
+    /// The same for variants: without a pending write, or with one that begins now.
     fn finish_without(
         &self,
         world: &World<'a>,
         work: Work<'a>,
-        stream_range: Option<(u64, usize, u64)>,
+        position: Option<(u64, usize, u64)>,
     ) -> State<'a> {
         if world.is(Variant::BeginAfterVisible) {
             let pending_write = world.try_begin(work.batch);
             return State::Visible(work, pending_write);
         }
-        match stream_range {
+        match position {
             None => drop(world.store().apply(&mut work.batch.clone()).unwrap()),
-            Some((stream_range, _, event)) if stream_range + 1 < event => {
+            Some((offset, _, event)) if offset + 1 < event => {
                 return State::Visible(work, None);
             }
             Some((_, stream, event)) => {
@@ -312,10 +311,11 @@ impl<'a> Writer<'a> {
         State::Idle
     }
 
-    fn come_back(&self, world: &World<'a>, work: Work<'a>, again_at: u64) -> State<'a> {
-        let (fate, visible, is_left) = with(world, &work, |tx| (tx.fate, tx.visible, tx.left));
-        if is_left {
-            return left(world, work);
+    fn begin_again(&self, world: &World<'a>, work: Work<'a>, again_at: u64) -> State<'a> {
+        let (fate, visible, abandoned) =
+            with_tx(world, &work, |tx| (tx.fate, tx.visible, tx.abandoned));
+        if abandoned {
+            return end_abandoned(world, work);
         }
         if fate == Fate::Decided && !visible {
             return self.give_up(world, &work);
@@ -326,19 +326,19 @@ impl<'a> Writer<'a> {
         let Some(pending_write) = world.try_begin(work.batch) else {
             return State::Lost(work, again_at);
         };
-        with(world, &work, |tx| tx.deadline = None);
+        with_tx(world, &work, |tx| tx.deadline = None);
         self.note(world, work.tx, "begins anew");
         world.count("pending writes begun anew");
         State::Again(work, pending_write)
     }
 
-    fn learn(
+    fn await_outcome(
         &self,
         world: &World<'a>,
         work: Work<'a>,
         pending_write: PendingWrite<'a>,
     ) -> State<'a> {
-        let (fate, visible) = with(world, &work, |tx| (tx.fate, tx.visible));
+        let (fate, visible) = with_tx(world, &work, |tx| (tx.fate, tx.visible));
         match fate {
             Fate::Decided if visible => State::Visible(work, Some(pending_write)),
             Fate::Decided => {
@@ -349,18 +349,19 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Moves its stream's offset by an empty batch: the events behind it must not wait.
-    fn pass_by(&self, world: &World<'a>, work: Work<'a>) -> State<'a> {
-        let (fate, stream, event) = with(world, &work, |tx| (tx.fate, tx.stream, tx.event));
+    /// Moves the stream's offset past the event with an empty batch, so that later events need not
+    /// wait.
+    fn skip_event(&self, world: &World<'a>, work: Work<'a>) -> State<'a> {
+        let (fate, stream, event) = with_tx(world, &work, |tx| (tx.fate, tx.stream, tx.event));
         if fate != Fate::Decided {
             return State::Passing(work);
         }
         if let Some((stream, event)) = stream.zip(event) {
-            let stream_range = world.offsets()[stream];
-            if stream_range + 1 < event {
+            let offset = world.offsets()[stream];
+            if offset + 1 < event {
                 return State::Passing(work);
             }
-            if stream_range + 1 == event {
+            if offset + 1 == event {
                 let stream_range = StreamRange::new(STREAM_NAMES[stream], event, event).unwrap();
                 world
                     .store()
@@ -368,7 +369,7 @@ impl<'a> Writer<'a> {
                     .unwrap()
                     .commit_idempotent(&stream_range)
                     .unwrap();
-                self.note(world, work.tx, "is passed by");
+                self.note(world, work.tx, "is skipped by its stream");
             }
         }
         world.facts.borrow_mut().txs.remove(&work.tx);
@@ -384,18 +385,18 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// What the facts have of a transaction.
-fn with<T>(world: &World<'_>, work: &Work<'_>, of: impl FnOnce(&mut Tx) -> T) -> T {
+/// Accesses the facts' entry of a transaction.
+fn with_tx<T>(world: &World<'_>, work: &Work<'_>, of: impl FnOnce(&mut Tx) -> T) -> T {
     of(world.facts.borrow_mut().txs.get_mut(&work.tx).unwrap())
 }
 
-/// Nobody applies it; its stream goes on without it.
-fn left<'a>(world: &World<'a>, work: Work<'a>) -> State<'a> {
-    if with(world, &work, |tx| tx.stream.is_some()) {
+/// Ends an abandoned transaction. If it has an event, the offset moves past it first.
+fn end_abandoned<'a>(world: &World<'a>, work: Work<'a>) -> State<'a> {
+    if with_tx(world, &work, |tx| tx.stream.is_some()) {
         return State::Passing(work);
     }
     let mut facts = world.facts.borrow_mut();
-    // What is still on its way arrives without its writer.
+    // A commit that was sent arrives without its writer.
     match facts.txs.get_mut(&work.tx) {
         Some(tx) if matches!(tx.fate, Fate::Limbo { .. }) => tx.orphaned = true,
         _ => drop(facts.txs.remove(&work.tx)),

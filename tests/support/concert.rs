@@ -1,7 +1,7 @@
-//! What the end-to-end tests of the concert example share: the binary, built once a process; a
-//! temporary site to run it in; event streams; and three things written apart from the crate that
-//! say what is right: a model in maps, a recount in plain SQL (of decayed votes, in plain Rust over
-//! the rows), and the report that a verify must print.
+//! What the end-to-end tests of the concert example share: the binary, built once in a process; a
+//! temporary site to run it in; event streams; and three definitions of the correct result that are
+//! independent of the crate: a model in maps, a recount in plain SQL (of decayed votes, in plain
+//! Rust over the rows), and the report that a verify must print.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -24,29 +24,27 @@ use tempfile::TempDir;
 
 pub use super::random::Random;
 
-/// No command of these tests takes as long, on any machine: the demonstration is half a minute's
-/// work, beside what else runs there.
+/// A limit that no command of these tests reaches, on any machine. The demonstration, the longest,
+/// takes half a minute beside other tests.
 pub const LONGEST: Duration = Duration::from_secs(5 * 60);
 const LONGEST_BUILD: Duration = Duration::from_secs(15 * 60);
 
-#[allow(
-    clippy::disallowed_methods,
-    reason = "the crate must not look at a clock; a test that waits for processes may"
-)]
+#[allow(clippy::disallowed_methods, reason = "a test that waits for processes needs the clock")]
 pub fn now() -> Instant {
     Instant::now()
 }
 
 // The binary.
 
-/// The example, in the profile of the tests.
+/// The example's binary, in the profile of the tests.
 pub fn binary() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(build)
 }
 
-/// `cargo test --test ..` builds no examples. Cargo holds no lock while tests run, and its own lock
-/// orders test processes that build at once; what is fresh takes a fraction of a second.
+/// Builds the example, because `cargo test --test ..` builds none. Cargo holds no lock while tests
+/// run, and its own lock serializes test processes that build at once. A build that is up to date
+/// takes a fraction of a second.
 fn build() -> PathBuf {
     let release = !cfg!(debug_assertions);
     let mut cargo = Command::new(env!("CARGO"));
@@ -61,7 +59,7 @@ fn build() -> PathBuf {
     cargo.arg("--manifest-path").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
     cargo.arg("--target-dir").arg(target_dir());
     let ran = finish(start(&mut cargo), LONGEST_BUILD);
-    assert_eq!(ran.code, Some(0), "the example does not build: {}", ran.err);
+    assert_eq!(ran.code, Some(0), "the build of the example failed: {}", ran.err);
     let built =
         ran.out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find_map(
             |message| {
@@ -70,11 +68,11 @@ fn build() -> PathBuf {
                 message["executable"].as_str().filter(|_| is_example).map(PathBuf::from)
             },
         );
-    built.expect("cargo names the example's executable")
+    built.expect("cargo reports the path of the example")
 }
 
-/// The target directory that this very test lies in (`TARGET/debug/deps/NAME`), so that nothing is
-/// built twice.
+/// The target directory of the running test (`TARGET/debug/deps/NAME`), so that nothing is built
+/// twice.
 fn target_dir() -> PathBuf {
     let exe = std::env::current_exe().unwrap();
     match exe.parent().filter(|dir| dir.ends_with("deps")).and_then(|deps| deps.ancestors().nth(2))
@@ -85,26 +83,27 @@ fn target_dir() -> PathBuf {
     }
 }
 
-// Running it.
+// Processes and sites.
 
-/// How a process ended, and what it said.
+/// How a process ended, and its output.
 #[derive(Debug)]
 pub struct Ran {
-    /// None: killed.
+    /// None if it was killed.
     pub code: Option<i32>,
     pub out: String,
     pub err: String,
 }
 
 impl Ran {
-    /// Fails unless the process ended with this code; gives the output back, for further checks.
+    /// Fails unless the process ended with this code. Returns the output for further checks.
     #[track_caller]
     pub fn exits(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "{self:#?}");
         self
     }
 
-    /// A failure: exit 1, nothing on stdout, one message on stderr that names these.
+    /// Fails unless the process failed: exit code 1, nothing on stdout, and on stderr one message
+    /// that contains all of `naming`.
     #[track_caller]
     pub fn fails(self, naming: &[&str]) -> Self {
         let ran = self.exits(1);
@@ -134,15 +133,18 @@ impl Ran {
                 .to_owned(),
         };
         let fits = |char: char| char.is_ascii_digit() || char.is_ascii_lowercase();
-        assert!(!token.is_empty() && token.chars().all(fits), "no string of [0-9a-z]: {token:?}");
+        assert!(
+            !token.is_empty() && token.chars().all(fits),
+            "not a string of [0-9a-z]: {token:?}"
+        );
         token
     }
 }
 
 pub fn start(command: &mut Command) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // A binary that this process has just copied is busy while a child of another test's thread,
-    // forked in the middle of the copy, has not got to its own exec yet.
+    // A binary that this process has just copied can be busy: a child that another test's thread
+    // forked during the copy has not reached its own exec yet.
     for _ in 0..200 {
         match command.spawn() {
             Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => {
@@ -151,10 +153,10 @@ pub fn start(command: &mut Command) -> Child {
             started => return started.unwrap(),
         }
     }
-    panic!("busy for two seconds: {command:?}");
+    panic!("the binary was busy for two seconds: {command:?}");
 }
 
-/// Waits for a process's end, but not for ever.
+/// Waits until a process ends, at most `most`.
 #[track_caller]
 pub fn finish(mut child: Child, most: Duration) -> Ran {
     let (out, err) =
@@ -177,13 +179,13 @@ fn read_all(mut from: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
     thread::spawn(move || {
         let mut bytes = Vec::new();
         from.read_to_end(&mut bytes).unwrap();
-        // Nobody listens any more when the test has failed meanwhile.
+        // The receiver is gone if the test has failed meanwhile.
         let _ = send.send(bytes);
     });
     receive
 }
 
-/// A directory of its own with a database `site.db`, in which commands run.
+/// A temporary directory with a database `site.db`, in which commands run.
 pub struct Site {
     dir: TempDir,
 }
@@ -193,7 +195,7 @@ impl Site {
         Self { dir: tempfile::tempdir().unwrap() }
     }
 
-    /// With these events replayed, from `base.jsonl`.
+    /// A site with these events replayed, from `base.jsonl`.
     #[track_caller]
     pub fn with(lines: &[String]) -> Self {
         let site = Self::new();
@@ -202,7 +204,7 @@ impl Site {
         site
     }
 
-    /// A site of its own with a copy of this one's database, which nobody may have open.
+    /// Another site with a copy of this one's database, which no connection may have open.
     pub fn copy(&self) -> Self {
         let copy = Self::new();
         assert!(!self.path("site.db-wal").exists(), "the database is still open");
@@ -228,7 +230,7 @@ impl Site {
         command
     }
 
-    /// Runs the words of a command on `site.db`.
+    /// Runs a command, given as words, on `site.db`.
     #[track_caller]
     pub fn run(&self, words: &str) -> Ran {
         finish(self.spawn(words), LONGEST)
@@ -244,7 +246,7 @@ impl Site {
         start(&mut self.command(&args))
     }
 
-    /// A connection that does what it likes: neither hooks nor foreign keys.
+    /// A connection without hooks and with foreign keys off.
     pub fn open(&self) -> Connection {
         let conn = Connection::open(self.path("site.db")).unwrap();
         conn.busy_timeout(Duration::from_secs(20)).unwrap();
@@ -259,7 +261,7 @@ impl Site {
             .unwrap_or_else(|error| panic!("{error}: {statements}"));
     }
 
-    /// The names in the directory, in order.
+    /// The names in the directory, sorted.
     pub fn files(&self) -> Vec<String> {
         let entries = fs::read_dir(self.dir()).unwrap();
         let mut names: Vec<String> =
@@ -268,15 +270,15 @@ impl Site {
         names
     }
 
-    /// Every row of every table, in one comparable value.
+    /// Every row of every table, as text.
     pub fn dump(&self) -> Vec<String> {
         dump(&self.open())
     }
 
-    /// Fails unless the totals are what the rows say, by a recount that knows nothing of the crate,
-    /// and a verify agrees.
+    /// Fails unless the totals equal a recount of the rows that is independent of the crate, and a
+    /// verify is clean.
     #[track_caller]
-    pub fn is_exact(&self) {
+    pub fn assert_exact(&self) {
         let conn = self.open();
         assert_same(&non_zero(&stored(&conn)), &recount(&conn));
         drop(conn);
@@ -322,7 +324,7 @@ pub fn total_tables() -> impl Iterator<Item = String> {
 pub const LEADERBOARD_TABLES: [&str; 4] =
     ["artist_board", "show_trending_6h", "show_trending_1d", "show_trending_7d"];
 
-/// A number that a query finds.
+/// The number that a query returns.
 pub fn number(conn: &Connection, query: &str) -> usize {
     let number: i64 = conn.query_row(query, (), |row| row.get(0)).unwrap();
     usize::try_from(number).unwrap()
@@ -359,12 +361,12 @@ pub fn vote(id: &str, setlist: &str, user: &str, kind: &str) -> Value {
 }
 
 /// The event with the day on which it happened.
-pub fn at(mut event: Value, day: &str) -> Value {
+pub fn on_day(mut event: Value, day: &str) -> Value {
     event["at"] = json!(day);
     event
 }
 
-/// The day of a time.
+/// The day of a time in seconds since 1970.
 pub fn day_of(seconds: i64) -> Date {
     Date::from_days(i32::try_from(seconds.div_euclid(86_400)).unwrap()).unwrap()
 }
@@ -373,14 +375,14 @@ pub fn delete(table: &str, id: &str) -> Value {
     json!({"op": "delete", "table": table, "row": {"id": id}})
 }
 
-/// The same row, as an update.
+/// An insert turned into an update with the same row.
 pub fn update(mut insert: Value) -> Value {
     insert["op"] = json!("update");
     insert
 }
 
-/// An event with one member of its row changed, or removed.
-pub fn but(mut event: Value, member: &str, value: Option<Value>) -> Value {
+/// The event with one member of its row changed, or removed.
+pub fn with_member(mut event: Value, member: &str, value: Option<Value>) -> Value {
     let row = event["row"].as_object_mut().unwrap();
     match value {
         Some(value) => row.insert(member.to_owned(), value),
@@ -393,16 +395,16 @@ pub fn lines(events: &[Value]) -> Vec<String> {
     events.iter().map(Value::to_string).collect()
 }
 
-/// What the rows must be after some events: maps, and the rules of the event format, said once
-/// more.
+/// The rows that some events must leave: maps, and a second implementation of the event format's
+/// rules.
 #[derive(Debug, Default, Clone)]
 pub struct Model {
-    /// Followers and popularity.
+    /// Followers and popularity, by id.
     pub artists: BTreeMap<String, (i64, i64)>,
-    /// Artist, date, and whether it is upcoming.
+    /// Artist, date, and whether it is upcoming, by id.
     pub shows: BTreeMap<String, (Option<String>, String, bool)>,
     pub setlists: BTreeMap<String, Option<String>>,
-    /// Setlist, user, whether it is up, and when it was given.
+    /// Setlist, user, whether it is an upvote, and its time, by id.
     pub votes: BTreeMap<String, (String, String, bool, i64)>,
 }
 
@@ -451,14 +453,14 @@ impl Model {
             other => panic!("{other:?}"),
         }
         if event["op"] == "delete" && event["table"] != "votes" {
-            // What has lost its parent goes with it.
+            // A row whose parent is gone is deleted too.
             self.setlists
                 .retain(|_, show| show.as_ref().is_none_or(|show| self.shows.contains_key(show)));
             self.votes.retain(|_, (setlist, ..)| self.setlists.contains_key(setlist));
         }
     }
 
-    /// Totals other than 0.
+    /// The totals other than 0.
     pub fn totals(&self) -> Totals {
         let mut totals: Totals =
             COUNTERS.iter().map(|counter| (*counter, BTreeMap::new())).collect();
@@ -498,7 +500,7 @@ impl Model {
                 }
             }
             for (half_life, of_setlist, of_show, of_artist) in TRENDS {
-                let (epoch, weight) = share(half_life, *created_at);
+                let (epoch, weight) = epoch_and_weight(half_life, *created_at);
                 add(of_setlist, in_epoch(setlist, epoch), weight);
                 if let Some(show) = show {
                     add(of_show, in_epoch(show, epoch), weight);
@@ -511,9 +513,9 @@ impl Model {
         non_zero(&totals)
     }
 
-    /// Fails unless the database has exactly these rows' ids and totals.
+    /// Fails unless the database has exactly the ids of these rows, and their totals.
     #[track_caller]
-    pub fn is_in(&self, conn: &Connection) {
+    pub fn assert_in(&self, conn: &Connection) {
         assert_same(&recount(conn), &self.totals());
         assert_same(&non_zero(&stored(conn)), &self.totals());
         let ids = |table: &str| -> BTreeSet<String> {
@@ -527,12 +529,12 @@ impl Model {
     }
 }
 
-/// Makes valid events at random: parents from and to null, moves, flips, cascades, ids that need
-/// escapes.
+/// Generates valid random events: parents that become null and back, moves, flips, cascades, ids
+/// that need escapes.
 pub struct Writer {
     pub random: Random,
     pub model: Model,
-    /// Tells the ids of several writers apart.
+    /// Distinguishes the ids of several writers.
     prefix: &'static str,
     made: usize,
     pub deletes: bool,
@@ -577,7 +579,7 @@ impl Writer {
         if from.is_empty() {
             None
         } else {
-            from.keys().nth(self.random.mismatched(from.len())).cloned()
+            from.keys().nth(self.random.skewed_below(from.len())).cloned()
         }
     }
 
@@ -587,19 +589,19 @@ impl Writer {
 
     fn try_event(&mut self) -> Option<Value> {
         let model = std::mem::take(&mut self.model);
-        let event = self.draw(&model).map(|event| self.varied(event, &model));
+        let event = self.draw_event(&model).map(|event| self.with_random_fields(event, &model));
         self.model = model;
         event
     }
 
-    fn draw(&mut self, model: &Model) -> Option<Value> {
+    fn draw_event(&mut self, model: &Model) -> Option<Value> {
         let artists: Vec<&String> = model.artists.keys().collect();
         let any_artist = |random: &mut Random| {
             (!artists.is_empty()).then(|| (*random.pick_skewed(&artists)).clone())
         };
         let status = ["upcoming", "upcoming", "completed", "cancelled"][self.random.below(4)];
         let kind = if self.random.one_in(3) { "down" } else { "up" };
-        let user = format!("u{}", self.random.mismatched(40));
+        let user = format!("u{}", self.random.skewed_below(40));
         Some(match self.random.below(100) {
             0..8 => artist(&self.new_id()),
             8..20 => {
@@ -631,8 +633,9 @@ impl Writer {
         })
     }
 
-    /// The same event with fame, a date, a time and perhaps a day of its own.
-    fn varied(&mut self, event: Value, model: &Model) -> Value {
+    /// The event with random followers and popularity, date, or time, and perhaps the day of the
+    /// event.
+    fn with_random_fields(&mut self, event: Value, model: &Model) -> Value {
         const FOLLOWERS: [i64; 6] = [1_999_999, 0, 999_999, 1_000_000, 40_000_000, i64::MAX];
         const DATES: [&str; 6] =
             ["2025-06-01", "2025-06-02", "2025-07-01", "2024-02-29", "0001-01-01", "9999-12-31"];
@@ -643,24 +646,24 @@ impl Writer {
             "artists" => {
                 let (followers, popularity) =
                     (*self.random.pick_skewed(&FOLLOWERS), self.random.below(101));
-                but(
-                    but(event, "followers", Some(json!(followers))),
+                with_member(
+                    with_member(event, "followers", Some(json!(followers))),
                     "popularity",
                     Some(json!(popularity)),
                 )
             }
-            "shows" => but(event, "date", Some(json!(self.random.pick_skewed(&DATES)))),
+            "shows" => with_member(event, "date", Some(json!(self.random.pick_skewed(&DATES)))),
             "votes" => {
                 let old = model.votes.get(event["row"]["id"].as_str().unwrap()).map(|vote| vote.3);
-                self.timed(event, old)
+                self.with_random_time(event, old)
             }
             _ => event,
         }
     }
 
-    /// Given in the first weeks of 2025, or long before; where its day is told, it is not later
-    /// than that day's last second.
-    fn timed(&mut self, vote: Value, old: Option<i64>) -> Value {
+    /// The vote with a random time: in the first weeks of 2025, or before 1970. If the event has a
+    /// day, the time is not later than that day's last second.
+    fn with_random_time(&mut self, vote: Value, old: Option<i64>) -> Value {
         let within = self.random.below(20 * 86_400);
         let new = match self.random.below(12) {
             0 => -within, // before 1970
@@ -668,12 +671,12 @@ impl Writer {
             2 => NEW_YEAR + within / 21_600 * 21_600, // an epoch's first second
             _ => NEW_YEAR + within,
         };
-        // Most changes leave the time as it was.
+        // Most updates leave the time unchanged.
         let created_at = old.filter(|_| !self.random.one_in(3)).unwrap_or(new);
-        let vote = but(vote, "created_at", Some(json!(created_at)));
+        let vote = with_member(vote, "created_at", Some(json!(created_at)));
         match self.random.below(3) {
             0 => vote,
-            later => at(vote, &day_of(created_at).plus(later - 1).unwrap().to_string()),
+            later => on_day(vote, &day_of(created_at).plus(later - 1).unwrap().to_string()),
         }
     }
 }
@@ -681,8 +684,8 @@ impl Writer {
 /// The first second of 2025.
 pub const NEW_YEAR: i64 = 1_735_689_600;
 
-/// The New York Philharmonic's history where the project's shared data are at hand, else a stand-in
-/// of the same shape.
+/// The New York Philharmonic's history, if the project's shared data are available; otherwise a
+/// synthetic history of the same shape.
 pub struct History {
     pub path: PathBuf,
     pub lines: Vec<String>,
@@ -694,15 +697,15 @@ pub fn history(site: &Site) -> History {
     let is_real = real.is_file();
     let path = if is_real { real } else { site.path("events.jsonl.gz") };
     if !is_real {
-        fs::write(&path, gzip(&text(&made_up_history()))).unwrap();
+        fs::write(&path, gzip(&text(&synthetic_history()))).unwrap();
     }
-    println!("events: {} ({})", path.display(), if is_real { "the real ones" } else { "made up" });
+    println!("events: {} ({})", path.display(), if is_real { "real" } else { "synthetic" });
     let reader = BufReader::new(MultiGzDecoder::new(File::open(&path).unwrap()));
     History { lines: reader.lines().collect::<Result<_, _>>().unwrap(), path, is_real }
 }
 
-/// Artists with skew; each show announced, given its setlist, and completed.
-fn made_up_history() -> Vec<String> {
+/// Artists with skew. Each show is announced, given its setlist, and completed.
+fn synthetic_history() -> Vec<String> {
     const ARTISTS: usize = 80;
     const SHOWS: usize = 2_500;
     let mut random = Random(1842);
@@ -710,7 +713,7 @@ fn made_up_history() -> Vec<String> {
         (0..ARTISTS).map(|at| (0, artist(&format!("ar{at}")))).collect();
     for at in 0..SHOWS {
         let (day, id, by) =
-            (1 + at / 3, format!("sh{at}"), format!("ar{}", random.mismatched(ARTISTS)));
+            (1 + at / 3, format!("sh{at}"), format!("ar{}", random.skewed_below(ARTISTS)));
         events.push((day, show(&id, Some(&by), "upcoming")));
         events.push((day + 30, setlist(&format!("se{at}"), Some(&id))));
         events.push((day + 60, update(show(&id, Some(&by), "completed"))));
@@ -719,22 +722,26 @@ fn made_up_history() -> Vec<String> {
     events.iter().map(|(_, event)| event.to_string()).collect()
 }
 
-/// Votes over these setlists, few of which get most; some toggled off again, some flipped, some
+/// Votes for these setlists, few of which get most. Some votes are deleted, some flipped, some
 /// moved.
 pub fn votes(seed: u64, setlists: &[String], count: usize) -> Vec<String> {
     let mut random = Random(seed);
     let mut lines = Vec::new();
     for at in 0..count {
         let (id, user) =
-            (format!("vo{seed}-{at}"), format!("us{}", random.mismatched(count / 4 + 1)));
+            (format!("vo{seed}-{at}"), format!("us{}", random.skewed_below(count / 4 + 1)));
         let (to, kind) =
             (random.pick_skewed(setlists), if random.one_in(5) { "down" } else { "up" });
-        // One vote follows the other over some days.
+        // The votes are spread over four days, in order.
         let created_at = NEW_YEAR + i64::try_from(at * 4 * 86_400 / count).unwrap();
         let day = day_of(created_at).to_string();
         let vote = |to: &str, kind: &str| {
-            self::at(
-                but(self::vote(&id, to, &user, kind), "created_at", Some(json!(created_at))),
+            self::on_day(
+                with_member(
+                    self::vote(&id, to, &user, kind),
+                    "created_at",
+                    Some(json!(created_at)),
+                ),
                 &day,
             )
         };
@@ -749,9 +756,9 @@ pub fn votes(seed: u64, setlists: &[String], count: usize) -> Vec<String> {
     lines
 }
 
-// What is right.
+// The correct results.
 
-/// In the order of names.
+/// All counters, in name order.
 pub const COUNTERS: [&str; 24] = [
     "artist.fame",
     "artist.listed",
@@ -779,14 +786,14 @@ pub const COUNTERS: [&str; 24] = [
     "user.votes",
 ];
 
-/// Decayed votes: the half-life, and the counters of setlists, shows, artists.
+/// Decayed votes: the half-life, and the counters of setlists, shows and artists.
 pub const TRENDS: [(HalfLife, &str, &str, &str); 3] = [
     (HalfLife::hours(6), "setlist.trend_6h", "show.trend_6h", "artist.trend_6h"),
     (HalfLife::days(1), "setlist.trend_1d", "show.trend_1d", "artist.trend_1d"),
     (HalfLife::days(7), "setlist.trend_7d", "show.trend_7d", "artist.trend_7d"),
 ];
 
-/// What each rollup sums, over which memberships; the base ones first.
+/// Each rollup with its base and its membership. A base comes before its rollups.
 pub const ROLLUPS: [(&str, &str, &str); 8] = [
     ("show.votes", "setlist.votes", "setlist.show"),
     ("show.trend_6h", "setlist.trend_6h", "setlist.show"),
@@ -802,7 +809,7 @@ pub fn is_rollup(counter: &str) -> bool {
     ROLLUPS.iter().any(|(rollup, ..)| *rollup == counter)
 }
 
-/// A part of a key; integers sort as they are, texts as their bytes do: that is key order.
+/// A part of a key. Integers sort as numbers and texts by bytes, which is key order.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     Int(i64),
@@ -823,7 +830,7 @@ pub fn in_epoch(text: &str, epoch: i64) -> Key {
     [key(text), vec![Part::Int(epoch)]].concat()
 }
 
-/// A key as JSON has it: one part alone, several in a list.
+/// A key as JSON shows it: a key of one part is that part, a longer one a list.
 pub fn key_json(key: &Key) -> Value {
     let part = |part: &Part| match part {
         Part::Int(value) => json!(value),
@@ -838,15 +845,15 @@ pub fn key_json(key: &Key) -> Value {
 /// The totals of every counter, by key.
 pub type Totals = BTreeMap<&'static str, BTreeMap<Key, i64>>;
 
-/// In which epoch a vote of this time counts, and what it weighs there.
-fn share(half_life: HalfLife, created_at: i64) -> (i64, i64) {
+/// The epoch in which a vote of this time counts, and its weight there.
+fn epoch_and_weight(half_life: HalfLife, created_at: i64) -> (i64, i64) {
     (created_at.div_euclid(half_life.as_seconds()), half_life.weight(created_at))
 }
 
 const VOTES_OF_SHOWS: &str = "votes JOIN setlists ON setlists.id = votes.setlist_id";
 
-/// What the totals should be, asked of the rows in plain SQL, of decayed votes in plain Rust; those
-/// of 0 left out.
+/// The correct totals other than 0: by plain SQL over the rows, and for decayed votes by plain
+/// Rust.
 pub fn recount(conn: &Connection) -> Totals {
     let votes_of_artists = format!("{VOTES_OF_SHOWS} JOIN shows ON shows.id = setlists.show_id");
     let asked = [
@@ -884,7 +891,7 @@ pub fn recount(conn: &Connection) -> Totals {
         ("user.votes", "SELECT user_id, count(*) FROM votes GROUP BY 1".to_owned()),
     ];
     let mut totals: Totals =
-        asked.into_iter().map(|(counter, query)| (counter, keyed(conn, &query))).collect();
+        asked.into_iter().map(|(counter, query)| (counter, query_totals(conn, &query))).collect();
     totals.extend(recount_trends(conn));
     assert!(totals.keys().eq(COUNTERS.iter()));
     non_zero(&totals)
@@ -904,7 +911,7 @@ fn recount_trends(conn: &Connection) -> Totals {
         let id = |at: usize| row.get::<_, Option<String>>(at).unwrap();
         let (of, created_at) = ([id(0), id(1), id(2)], row.get(3).unwrap());
         for (half_life, setlists, shows, artists) in TRENDS {
-            let (epoch, weight) = share(half_life, created_at);
+            let (epoch, weight) = epoch_and_weight(half_life, created_at);
             for (counter, id) in [setlists, shows, artists].into_iter().zip(&of) {
                 if let Some(id) = id {
                     *totals.get_mut(counter).unwrap().entry(in_epoch(id, epoch)).or_default() +=
@@ -916,17 +923,18 @@ fn recount_trends(conn: &Connection) -> Totals {
     totals
 }
 
-/// What the totals are; those of 0 too.
+/// The stored totals, with those of 0.
 pub fn stored(conn: &Connection) -> Totals {
     COUNTERS
         .into_iter()
         .zip(total_tables())
-        .map(|(name, table)| (name, keyed(conn, &format!("SELECT * FROM {table}"))))
+        .map(|(name, table)| (name, query_totals(conn, &format!("SELECT * FROM {table}"))))
         .collect()
 }
 
-/// A query's rows: the key's columns, then the total. A key that is null in a part is none.
-fn keyed(conn: &Connection, query: &str) -> BTreeMap<Key, i64> {
+/// The rows of a query: the columns of the key, then the total. Rows with a null in the key are
+/// left out.
+fn query_totals(conn: &Connection, query: &str) -> BTreeMap<Key, i64> {
     let mut all = conn.prepare(query).unwrap();
     let width = all.column_count() - 1;
     let mut rows = all.query(()).unwrap();
@@ -956,8 +964,8 @@ pub fn non_zero(totals: &Totals) -> Totals {
     totals.iter().map(|(counter, totals)| (*counter, kept(totals))).collect()
 }
 
-/// What a verify compares with what is stored: the rows' own totals; of a rollup, the sum of the
-/// base level as it is stored.
+/// What a verify compares the stored totals with: the totals by the rows, and for a rollup the sum
+/// of its base as stored.
 pub fn definition(rows: &Totals, stored: &Totals) -> Totals {
     let mut expected = rows.clone();
     for (rollup, base, membership) in ROLLUPS {
@@ -966,8 +974,8 @@ pub fn definition(rows: &Totals, stored: &Totals) -> Totals {
     non_zero(&expected)
 }
 
-/// The sum over memberships (child, parent) of membership times base total (child, and what is
-/// behind it), at (parent, what is behind).
+/// The sum over memberships (child, parent) of membership times base total, from keys (child,
+/// suffix) to keys (parent, suffix).
 fn rolled_up(base: &BTreeMap<Key, i64>, memberships: &BTreeMap<Key, i64>) -> BTreeMap<Key, i64> {
     let mut sums: BTreeMap<Key, i64> = BTreeMap::new();
     for (membership, weight) in memberships {
@@ -982,7 +990,8 @@ fn rolled_up(base: &BTreeMap<Key, i64>, memberships: &BTreeMap<Key, i64>) -> BTr
     sums
 }
 
-/// Equality that says only what differs: whole maps would fill the screen.
+/// Fails unless the totals are equal, and then prints the differing keys alone, because whole maps
+/// are too long.
 #[track_caller]
 pub fn assert_same(found: &Totals, wanted: &Totals) {
     for counter in COUNTERS {
@@ -1000,10 +1009,10 @@ pub fn assert_same(found: &Totals, wanted: &Totals) {
     }
 }
 
-/// A key whose total differs from what it should be by definition: key, stored, true.
+/// A key whose stored total differs from `definition`: key, stored, true.
 pub type Drift = (Key, i64, i64);
 
-/// Every key that differs, in key order; of rollups, from the base level as it is stored.
+/// Every key that differs, in key order. Rollups are compared with their base as stored.
 pub fn drifts(conn: &Connection) -> BTreeMap<&'static str, Vec<Drift>> {
     drifts_of(&recount(conn), &stored(conn))
 }
@@ -1026,10 +1035,10 @@ fn differing(expected: &BTreeMap<Key, i64>, stored: &BTreeMap<Key, i64>) -> Vec<
         .collect()
 }
 
-/// What a repair meets: base levels are repaired first, and what it adds to them climbs; so when it
-/// comes to a rollup, truth is what the rows say, and what is stored is off by as much as the
-/// rollup was off from the base level in the beginning.
-fn met_by_a_repair(rows: &Totals, stored: &Totals) -> Totals {
+/// The stored totals at the time when a repair compares each counter. It repairs bases first, and
+/// that updates their rollups. So when it comes to a rollup, the true totals are those by the rows,
+/// and the stored ones still have the drift that the rollup had in the beginning.
+fn stored_when_repaired(rows: &Totals, stored: &Totals) -> Totals {
     let mut met = stored.clone();
     for (counter, drifts) in
         drifts_of(rows, stored).into_iter().filter(|(counter, _)| is_rollup(counter))
@@ -1043,8 +1052,8 @@ fn met_by_a_repair(rows: &Totals, stored: &Totals) -> Totals {
     met
 }
 
-/// What `counters` of the JSON of a complete verify of these counters must be; `repaired`: of a
-/// repair, which must be of the base levels of its rollups too.
+/// The member `counters` in the JSON of a complete verify of these counters; or of a repair if
+/// `repaired`, which must include the bases of its rollups.
 pub fn expected(
     conn: &Connection,
     counters: &[&'static str],
@@ -1053,7 +1062,7 @@ pub fn expected(
 ) -> Value {
     let (rows, stored) = (recount(conn), non_zero(&stored(conn)));
     let (true_totals, stored) = if repaired {
-        let met = non_zero(&met_by_a_repair(&rows, &stored));
+        let met = non_zero(&stored_when_repaired(&rows, &stored));
         (rows, met)
     } else {
         (definition(&rows, &stored), stored)
@@ -1078,8 +1087,8 @@ pub fn expected(
     counters.iter().map(one).collect()
 }
 
-/// What can happen behind the hooks' back: of every kind, in several counters. Each takes what
-/// there is.
+/// Changes that bypass the hooks: every kind, in several counters. Each statement affects as many
+/// rows as exist.
 pub const SABOTAGE: [(&str, &str); 31] = [
     ("wrong shows", "UPDATE artist_shows SET total = total + 7 WHERE key IN (SELECT key FROM artist_shows ORDER BY key LIMIT 3)"),
     ("wrong votes", "UPDATE user_votes SET total = -total WHERE key IN (SELECT key FROM user_votes ORDER BY key DESC LIMIT 4)"),
@@ -1126,7 +1135,7 @@ pub const SABOTAGE: [(&str, &str); 31] = [
     ),
     ("rows of artists grown famous", "UPDATE artists SET followers = followers / 2 + 7000000 WHERE id IN (SELECT id FROM artists ORDER BY id LIMIT 4)"),
     ("rows of artists added", "INSERT INTO artists VALUES ('new to the hooks', 'n', 3000000, 10)"),
-    // Links.
+    // Memberships.
     ("wrong memberships", "UPDATE setlist_show SET total = 3 WHERE key_1 IN (SELECT key FROM setlist_votes ORDER BY key LIMIT 4 OFFSET 8)"),
     ("missing memberships", "DELETE FROM setlist_show WHERE key_1 IN (SELECT key FROM setlist_votes ORDER BY key DESC LIMIT 5)"),
     (
@@ -1134,11 +1143,11 @@ pub const SABOTAGE: [(&str, &str); 31] = [
         "INSERT INTO show_artist SELECT key, 'nobody at all', 2 FROM show_votes WHERE total <> 0 ORDER BY key LIMIT 3;
          INSERT INTO setlist_show VALUES ('no setlist', 'no show', 1)",
     ),
-    // Finer levels, whose rollups agree no more.
+    // Bases, whose rollups then differ from their sums.
     ("wrong trends", "UPDATE setlist_trend_1d SET total = total + 5 WHERE key_1 IN (SELECT key FROM setlist_votes ORDER BY key LIMIT 6 OFFSET 3)"),
     ("missing trends", "DELETE FROM setlist_trend_6h WHERE key_1 IN (SELECT key FROM setlist_votes ORDER BY key DESC LIMIT 4)"),
     ("orphan trends", "INSERT INTO setlist_trend_7d SELECT key_1, -40, -9 FROM setlist_show ORDER BY 1 LIMIT 5"),
-    // Rollups themselves.
+    // Rollups.
     ("wrong rollups", "UPDATE show_votes SET total = total + 11 WHERE key IN (SELECT key FROM show_votes ORDER BY key LIMIT 4)"),
     ("missing rollups", "DELETE FROM artist_votes WHERE key IN (SELECT key FROM artist_votes ORDER BY key LIMIT 3); DELETE FROM show_trend_7d"),
     (
@@ -1155,7 +1164,7 @@ pub const SABOTAGE: [(&str, &str); 31] = [
     ("fame and lists", "UPDATE artist_fame SET total = total + 1; DELETE FROM artist_listed WHERE key IN (SELECT key FROM artist_listed ORDER BY key LIMIT 2)"),
 ];
 
-/// Does all of it.
+/// Runs every statement of `SABOTAGE`.
 pub fn sabotage(site: &Site) {
     for (_, statement) in SABOTAGE {
         site.sql(statement);

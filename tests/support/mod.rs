@@ -1,4 +1,4 @@
-//! What the integration tests share. Each binary has all of it and uses a part.
+//! What the integration tests share. Each test binary compiles all of it and uses a part.
 #![allow(
     dead_code,
     unused_imports,
@@ -20,9 +20,9 @@ pub mod rollups;
 pub mod standings;
 pub mod world;
 
-/// A test's whole name, by which a process of its own runs it: `test_of(module_path!(),
-/// "a_child_that_is_killed")`.
-pub fn test_of(module: &str, name: &str) -> String {
+/// The full name of a test of the same module, for a process that runs this test alone:
+/// `full_test_name(module_path!(), "child_that_is_killed")`.
+pub fn full_test_name(module: &str, name: &str) -> String {
     let within = module.split_once("::").map_or(String::new(), |(_, within)| format!("{within}::"));
     format!("{within}{name}")
 }

@@ -1,5 +1,5 @@
-//! What the tests of offsets share: two schemas, events of streams, the application's rows of them,
-//! and what must come out.
+//! What the tests of offsets share: two schemas, events of streams, the application's rows of these
+//! events, and the expected totals.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,8 +18,8 @@ pub const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("show.artist");
 pub const ARTIST: Counter<i64> = Counter::new("artist.votes").sum_of(VOTES, MEMBERSHIP);
 pub const LEADERBOARD: Leaderboard<i64> =
     Leaderboard::new("artist.board", [ARTIST]).by(|[total]| Some(total));
-/// What is written as it is, and what climbs and moves a leaderboard: stores go different ways with
-/// them.
+/// `PLAIN` has no rollups and no leaderboards. `RISING` has both, so stores take another path for
+/// it.
 pub const PLAIN: Schema = Schema::new(&[VOTES.table(), SUM.table(), MEMBERSHIP.table()]);
 pub const RISING: Schema =
     Schema::new(&[VOTES.table(), SUM.table(), MEMBERSHIP.table(), ARTIST.table()])
@@ -28,8 +28,8 @@ pub const SCHEMAS: [&Schema; 2] = [&PLAIN, &RISING];
 
 const SHOWS: i64 = 13;
 
-/// What these events of a stream add. Their numbers are summed up, so that one twice instead of
-/// another shows too.
+/// Adds the totals of these events of a stream. `SUM` adds up their numbers, so that an event
+/// applied twice instead of another shows too.
 fn add_events(batch: &mut Batch, stream: &str, first: u64, last: u64) {
     for event in first..=last {
         let (number, show) = (event.cast_signed(), event.cast_signed() % SHOWS);
@@ -51,7 +51,8 @@ pub fn stream_range(stream: &str, first: u64, last: u64) -> StreamRange<'_> {
     StreamRange::new(stream, first, last).unwrap()
 }
 
-/// The totals are those of every stream's events up to these, each once.
+/// Fails unless the totals are those of each stream's events up to the given one, each counted
+/// once.
 #[track_caller]
 pub fn assert_applied(mut store: impl Store, schema: &Schema, streams: &[(&str, u64)]) {
     let mut all = Batch::new();
@@ -69,7 +70,7 @@ pub fn assert_applied(mut store: impl Store, schema: &Schema, streams: &[(&str, 
     }
 }
 
-/// As [`assert_applied`], in SQLite; and leaderboards show what the totals say.
+/// Like [`assert_applied`], for SQLite. The leaderboard must equal the totals too.
 #[track_caller]
 pub fn assert_applied_in(conn: &Connection, schema: &Schema, streams: &[(&str, u64)]) {
     let mut store = SqliteStore::new(conn, schema);
@@ -104,7 +105,7 @@ pub fn write_rows(conn: &Connection, stream: &str, first: u64, last: u64) -> rus
     (first..=last).try_for_each(|event| insert.execute((stream, event.cast_signed())).map(drop))
 }
 
-/// The application's rows of each stream: how many, and up to which event.
+/// The application's rows of each stream: how many there are, and the highest event.
 pub fn rows(conn: &Connection) -> Vec<(String, i64, i64)> {
     let mut all = conn
         .prepare("SELECT stream, count(*), max(event) FROM votes GROUP BY stream ORDER BY stream")
@@ -113,11 +114,12 @@ pub fn rows(conn: &Connection) -> Vec<(String, i64, i64)> {
     rows.collect::<rusqlite::Result<_>>().unwrap()
 }
 
-pub fn last_of(conn: &Connection, stream: &str) -> u64 {
+pub fn stored_offset(conn: &Connection, stream: &str) -> u64 {
     SqliteStore::new(conn, &PLAIN).offset(stream).unwrap()
 }
 
-/// Rows and totals of these events in one transaction of the application, which a skip rolls back.
+/// Writes the rows and totals of these events in one transaction of the application. Rolls it back
+/// if the store skips the events.
 pub fn deliver(
     conn: &mut Connection,
     schema: &Schema,

@@ -1,6 +1,5 @@
-//! An application on PostgreSQL, as its tests run it: votes on setlists, which belong to shows,
-//! which belong to artists; its write paths, and a recount by plain SQL that knows nothing of
-//! keepcount.
+//! An application on PostgreSQL for tests: votes on setlists, which belong to shows, which belong
+//! to artists. It has its write paths, and a recount by plain SQL that is independent of keepcount.
 
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ pub const SHOW_DAYS: Counter<(i64, i64)> =
     Counter::new("show.days").sum_of_suffix(SETLIST_DAYS, SETLIST_SHOW);
 pub const ARTIST_VOTES: Counter<i64> = Counter::new("artist.votes").sum_of(SHOW_VOTES, SHOW_ARTIST);
 
-/// By totals of two counters, which different transactions change at once.
+/// The score uses totals of two counters, which concurrent transactions change.
 pub const SHOWS: Leaderboard<i64> = Leaderboard::new("show.board", [SHOW_VOTES, SHOW_SETLISTS])
     .by(|[votes, setlists]| (setlists != 0).then(|| votes * 10 + setlists));
 
@@ -102,7 +101,7 @@ fn show(row: &Row) -> Result<Show, Error> {
     Ok(Show { id: row.try_get(0)?, artist: row.try_get(1)? })
 }
 
-/// Where the counters' rows are.
+/// An audit with the sources of all counters.
 pub async fn audit(client: &mut Client) -> keepcount::Result<PostgresAudit<'_>> {
     let votes = PostgresRows::of("votes", |row| Ok(vote(row)?))
         .columns("setlist, weight, day")
@@ -120,24 +119,25 @@ pub async fn audit(client: &mut Client) -> keepcount::Result<PostgresAudit<'_>> 
     Ok(audit)
 }
 
-/// What a user does.
+/// A user's change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// A show gets an artist, or another, or none.
+    /// Sets or clears the artist of a show.
     Bill(i64, Option<i64>),
-    /// A setlist gets a show, or another, or none.
+    /// Sets or clears the show of a setlist.
     Place(i64, Option<i64>),
-    /// A setlist goes, with its votes.
+    /// Deletes a setlist with its votes.
     Drop(i64),
-    /// A vote comes, or changes.
+    /// Inserts or changes a vote.
     Vote(i64, i64, i64, i64),
-    /// A vote goes.
+    /// Deletes a vote.
     Unvote(i64),
 }
 
-/// Old values come from the write itself, or under the row's lock. A row that was there for the
-/// INSERT may be gone for the SELECT, and there again for the UPDATE, which must not change what
-/// nobody has looked at: so it begins anew.
+/// Makes a change and adds its hooks to the batch. Old values come from the statement itself, or
+/// were read under the row's lock. A row that conflicts with the INSERT may be gone before the
+/// SELECT, and be inserted again before the UPDATE, which would then change a row that nobody has
+/// read. So the change starts over.
 pub async fn write(tx: &Transaction<'_>, change: &Change, batch: &mut Batch) -> Result<(), Error> {
     match *change {
         Change::Bill(id, artist) => {
@@ -169,8 +169,8 @@ pub async fn write(tx: &Transaction<'_>, change: &Change, batch: &mut Batch) -> 
             batch.update(&setlist(&old)?, &new);
         }
         Change::Drop(id) => {
-            // One that comes later stays: to wait for it, while votes are held, is to deadlock with
-            // whoever holds it and wants one of them.
+            // A setlist that is inserted after this stays. Waiting for it while votes are locked
+            // would deadlock with a transaction that has inserted it and needs one of the votes.
             let there = tx
                 .query_opt("SELECT id FROM setlists WHERE id = $1 FOR UPDATE", &[&id])
                 .await?
@@ -215,8 +215,8 @@ pub async fn write(tx: &Transaction<'_>, change: &Change, batch: &mut Batch) -> 
     Ok(())
 }
 
-/// Any changes of few parents, in an order in which the application's own rows do not deadlock, so
-/// that writers meet; votes are this writer's own.
+/// Random changes of few parents, so that writers conflict. They are ordered so that the
+/// application's own rows do not deadlock. The votes are this writer's own.
 pub fn changes(random: &mut Random, writer: i64) -> Vec<Change> {
     let mut changes: Vec<Change> = (0..=random.below(5))
         .map(|_| {
@@ -232,8 +232,8 @@ pub fn changes(random: &mut Random, writer: i64) -> Vec<Change> {
             }
         })
         .collect();
-    // A cascade takes other writers' votes too, so it comes alone: setlists first, then votes in
-    // their order.
+    // A cascade locks other writers' votes too, so it is the only change of its transaction: the
+    // setlist first, then the votes in id order.
     if let Some(cascade) = changes.iter().find(|change| matches!(change, Change::Drop(_))) {
         return vec![cascade.clone()];
     }
@@ -245,20 +245,21 @@ pub fn changes(random: &mut Random, writer: i64) -> Vec<Change> {
     changes
 }
 
-/// How long a hunt goes on: some seconds, or as many as are asked for.
-pub fn hunt() -> Duration {
+/// How long a hunt runs: 6 seconds, or `KEEPCOUNT_HUNT_SECONDS`.
+pub fn hunt_duration() -> Duration {
     let seconds =
         std::env::var("KEEPCOUNT_HUNT_SECONDS").map_or(6, |seconds| seconds.parse().unwrap());
     Duration::from_secs(seconds)
 }
 
-/// Makes the application's tables, and keepcount's.
+/// Creates the application's tables, and keepcount's.
 pub async fn create(client: &mut Client) {
     client.batch_execute(TABLES).await.unwrap();
     PostgresStore::new(client, &SCHEMA).create().await.unwrap();
 }
 
-/// What each table of totals must hold, by plain SQL: rows of texts, keys first, and no zeros.
+/// A query for the stored totals of each table, and plain SQL for the correct ones: keys first,
+/// then the total.
 const EXPECTED: [(&str, &str); 9] = [
     ("SELECT key, total FROM setlist_votes", "SELECT setlist, sum(weight)::bigint FROM votes GROUP BY 1"),
     ("SELECT key_1, key_2, total FROM setlist_days", "SELECT setlist, day, sum(weight)::bigint FROM votes GROUP BY 1, 2"),
@@ -285,7 +286,7 @@ const EXPECTED: [(&str, &str); 9] = [
     ),
 ];
 
-/// Where totals differ from what rows say: the totals' query and the differing lines.
+/// The lines in which totals differ from the rows, each with the query for the totals.
 pub async fn differences(client: &(impl GenericClient + Sync)) -> Vec<String> {
     let mut all = Vec::new();
     for (totals, expected) in EXPECTED {
@@ -320,7 +321,7 @@ pub async fn differences(client: &(impl GenericClient + Sync)) -> Vec<String> {
     all
 }
 
-/// Every total and every line of the leaderboard is what the rows say.
+/// Fails if any total or line of the leaderboard differs from the rows.
 #[track_caller]
 pub fn assert_exact(differences: &[String]) {
     assert!(differences.is_empty(), "{differences:#?}");

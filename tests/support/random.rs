@@ -11,7 +11,7 @@ impl Random {
         mixed ^ mixed >> 31
     }
 
-    /// From 0 on, below `end`, which is not negative.
+    /// A number from 0 to `end`, exclusive. `end` is positive.
     pub fn below<N: TryFrom<u64> + TryInto<u64>>(&mut self, end: N) -> N {
         let end: u64 = end.try_into().ok().unwrap();
         N::try_from(self.next() % end).ok().unwrap()
@@ -29,8 +29,8 @@ impl Random {
         self.below(many) == 0
     }
 
-    /// Small numbers much more often than large ones.
-    pub fn mismatched(&mut self, end: usize) -> usize {
+    /// A number below `end`, small ones much more often than large ones.
+    pub fn skewed_below(&mut self, end: usize) -> usize {
         let most = self.below(end) + 1;
         let most = self.below(most) + 1;
         self.below(most)
@@ -40,8 +40,8 @@ impl Random {
         &from[self.below(from.len())]
     }
 
-    /// The first much more often than the last.
+    /// An element, the first ones much more often than the last ones.
     pub fn pick_skewed<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        &from[self.mismatched(from.len())]
+        &from[self.skewed_below(from.len())]
     }
 }

@@ -1,4 +1,4 @@
-//! Where keys stand on a leaderboard, listed or not: the same cases for every store.
+//! The standing of keys on a leaderboard, listed or not. The same cases run on every store.
 
 use keepcount::{Batch, Counter, Leaderboard, Schema, Standing};
 
@@ -10,20 +10,20 @@ pub const SCHEMA: Schema = Schema::new(&[UP.table(), DOWN.table()]).leaderboards
 
 pub type Song = (i64, &'static str);
 
-/// Votes for and against songs, which are applied, and then where each key stands.
+/// Votes for and against songs, and the standing of some songs after they are applied.
 pub struct Step {
     pub votes: &'static [(Song, i64, i64)],
     pub stand: &'static [(Song, u64, Option<i64>)],
 }
 
 pub const STEPS: &[Step] = &[
-    // On an empty leaderboard everybody would be the first.
+    // On an empty leaderboard the rank is 1.
     Step { votes: &[], stand: &[((1, "a"), 1, None), ((0, ""), 1, None)] },
     Step {
         votes: &[((1, "b"), 2, 0)],
         stand: &[((1, "b"), 1, Some(2)), ((1, "a"), 2, None), ((1, "c"), 2, None)],
     },
-    // Ties are by key; what is not listed is behind all, whatever its key.
+    // Ties are ordered by key. A key that is not listed ranks behind all that are.
     Step {
         votes: &[((1, "a"), 2, 0), ((2, ""), 0, 5), ((-7, "z"), 9, 1)],
         stand: &[
@@ -36,7 +36,7 @@ pub const STEPS: &[Step] = &[
             ((i64::MAX, "z"), 5, None),
         ],
     },
-    // A key that leaves the leaderboard is behind all that stay; a score of 0 is one.
+    // A key that leaves the leaderboard ranks behind all that stay. A score of 0 is listed.
     Step {
         votes: &[((-7, "z"), -9, -1), ((1, "b"), 0, 2)],
         stand: &[

@@ -1,5 +1,4 @@
-//! The world around a run: a clock that is turned by hand, and a list of the statements that SQLite
-//! ran.
+//! A runtime with a manual clock, and traces of the statements that SQLite ran.
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
@@ -12,7 +11,7 @@ use keepcount::reconcile::{Audit, Mode, Options, Reconciler, Report, Runtime, To
 use rusqlite::trace::{TraceEvent, TraceEventCodes};
 use rusqlite::{Connection, StatementStatus};
 
-/// A clock that stands still until somebody turns it; clones are the same clock.
+/// A clock that stands still until a test advances it. Clones share the time.
 #[derive(Debug, Clone, Default)]
 pub struct Clock(Rc<Cell<Duration>>);
 
@@ -26,16 +25,16 @@ impl Clock {
     }
 }
 
-/// The world around a run, without a real clock: a wait turns the clock and is written down.
+/// A runtime without a real clock: a wait advances the clock and is recorded.
 #[derive(Debug, Default)]
 pub struct World {
     pub clock: Clock,
     pub waits: Vec<(u64, String)>,
-    /// What the gate says, one answer a page; open when they are used up.
+    /// The throttle's answers, one for each page. When they are used up, the answer is `shut`.
     pub throttles: VecDeque<Option<&'static str>>,
-    /// The gate's answer when `throttles` is used up.
+    /// The throttle's answer when `throttles` is used up. None lets pages through.
     pub shut: Option<&'static str>,
-    /// Stop when this many steps have been asked for.
+    /// Stops the run once it has asked this many times whether to stop.
     pub stop_at: Option<u32>,
     pub asked: u32,
 }
@@ -57,7 +56,7 @@ impl Runtime for World {
     }
 
     fn wait(&mut self, time: Duration, reason: &str) {
-        assert!(self.waits.len() < 10_000, "a run that waits for ever");
+        assert!(self.waits.len() < 10_000, "the run waits without end");
         self.waits.push((u64::try_from(time.as_millis()).unwrap(), reason.to_owned()));
         self.clock.pass(time);
     }
@@ -72,7 +71,7 @@ impl Runtime for World {
     }
 }
 
-/// A whole run, or its error.
+/// A whole run: its report, or its error.
 pub fn run_whole(
     mode: Mode,
     schema: &Schema,
@@ -83,12 +82,12 @@ pub fn run_whole(
     run(&mut reconciler, audit, &mut World::default())
 }
 
-/// The token as a later process gets it: through its text.
+/// The token as a later process gets it: formatted and parsed.
 pub fn through_text(token: &Token) -> Token {
     token.to_string().parse().unwrap()
 }
 
-/// Every statement that a connection begins to run, as its text.
+/// The text of every statement that a connection starts.
 #[derive(Debug, Clone, Default)]
 pub struct Trace(Arc<Mutex<Vec<String>>>);
 
@@ -105,12 +104,12 @@ impl Trace {
         trace
     }
 
-    /// What ran since the last call.
+    /// The statements since the last call.
     pub fn take(&self) -> Vec<String> {
         std::mem::take(&mut self.0.lock().unwrap())
     }
 
-    /// What ran since the last call, by kind: reads, writes, and all that begins and ends
+    /// The statements since the last call by kind: reads, writes, and those that begin and end
     /// transactions.
     pub fn kinds(&self) -> Kinds {
         let mut kinds = Kinds::default();
@@ -125,8 +124,8 @@ impl Trace {
     }
 }
 
-/// What a connection's statements did, in steps of SQLite's virtual machine: the same in every run,
-/// and a clock too.
+/// The work of a connection's statements, in steps of SQLite's virtual machine. It is the same in
+/// every run, and serves as a clock.
 #[derive(Debug, Clone, Default)]
 pub struct Work(Arc<Mutex<(u64, HashMap<String, u64>)>>);
 
@@ -139,7 +138,7 @@ impl Work {
                 let steps = u64::try_from(statement.get_status(StatementStatus::VmStep)).unwrap();
                 let mut done = done.lock().unwrap();
                 let before = done.1.insert(statement.sql().into_owned(), steps).unwrap_or(0);
-                // A statement's count begins anew when it is prepared again.
+                // A statement's count restarts when it is prepared again.
                 done.0 += steps.checked_sub(before).unwrap_or(steps);
             }
         };
@@ -153,7 +152,7 @@ impl Work {
     }
 }
 
-/// Time is what has been done, about as long as it takes.
+/// The clock shows the work done, at about the time that it takes.
 impl Runtime for Work {
     fn now(&mut self) -> Duration {
         Duration::from_nanos(self.steps() * 20)
@@ -162,7 +161,7 @@ impl Runtime for Work {
     fn wait(&mut self, _: Duration, _: &str) {}
 }
 
-/// Statements by kind.
+/// Numbers of statements by kind.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Kinds {
     pub reads: usize,

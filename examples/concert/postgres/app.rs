@@ -2,9 +2,9 @@
 //! hook next to its statements.
 //!
 //! Old values are read under the row's lock, or come from the write itself (RETURNING). A delete
-//! locks its row and then those below it, each level in the order of ids: after that, no child can
-//! be added or removed. No statement waits for the answer to an earlier one, so the statements of
-//! many events are in flight at once; the server runs them in the order in which they were sent.
+//! locks its row and then the rows below it, each level in the order of ids. After that, no child
+//! can be added or removed. No statement waits for the answer to an earlier one, so the statements
+//! of many events are in flight at once. The server runs them in the order in which they were sent.
 
 use std::collections::HashMap;
 
@@ -16,8 +16,8 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Statement, Transaction};
 
 use super::columns::ReadRow;
-use super::is_of_data;
-use crate::app::{absent, check_keys, parent};
+use super::is_data_error;
+use crate::app::{check_keys, missing, parent};
 use crate::error::{Error, Result};
 use crate::event::{self, Event, Table};
 use crate::rows::{ArtistRow, SetlistRow, ShowRow, VoteRow};
@@ -58,7 +58,7 @@ async fn insert_artist(db: &Db<'_>, artist: &ArtistRow, batch: &mut Batch) -> Re
     let inserted = db
         .rows(INSERT_ARTIST, &[&artist.id, &artist.name, &artist.followers, &artist.popularity])
         .await;
-    inserted.map_err(|error| refuse(error, "artist", &artist.id, None))?;
+    inserted.map_err(|error| write_error(error, "artist", &artist.id, None))?;
     batch.insert(artist);
     Ok(())
 }
@@ -67,7 +67,7 @@ async fn insert_show(db: &Db<'_>, show: &ShowRow, batch: &mut Batch) -> Result<(
     let (date, status) = (show.date.to_string(), show.status.as_str());
     let inserted = db.rows(INSERT_SHOW, &[&show.id, &show.artist_id, &date, &status]).await;
     inserted.map_err(|error| {
-        refuse(error, "show", &show.id, parent("artist", show.artist_id.as_deref()))
+        write_error(error, "show", &show.id, parent("artist", show.artist_id.as_deref()))
     })?;
     batch.insert(show);
     Ok(())
@@ -76,7 +76,7 @@ async fn insert_show(db: &Db<'_>, show: &ShowRow, batch: &mut Batch) -> Result<(
 async fn insert_setlist(db: &Db<'_>, setlist: &SetlistRow, batch: &mut Batch) -> Result<()> {
     let inserted = db.rows(INSERT_SETLIST, &[&setlist.id, &setlist.show_id]).await;
     inserted.map_err(|error| {
-        refuse(error, "setlist", &setlist.id, parent("show", setlist.show_id.as_deref()))
+        write_error(error, "setlist", &setlist.id, parent("show", setlist.show_id.as_deref()))
     })?;
     batch.insert(setlist);
     Ok(())
@@ -87,13 +87,13 @@ async fn insert_vote(db: &Db<'_>, vote: &VoteRow, batch: &mut Batch) -> Result<(
         [&vote.id, &vote.setlist_id, &vote.user_id, &vote.kind, &vote.created_at];
     let inserted = db.rows(INSERT_VOTE, &values).await;
     inserted.map_err(|error| {
-        refuse(error, "vote", &vote.id, parent("setlist", Some(&vote.setlist_id)))
+        write_error(error, "vote", &vote.id, parent("setlist", Some(&vote.setlist_id)))
     })?;
     batch.insert(vote);
     Ok(())
 }
 
-// Ids never change, so the lock of an update does not block inserts of children.
+// Ids never change, so FOR NO KEY UPDATE is enough: it does not block inserts of children.
 const FIND_ARTIST: &str =
     "SELECT id, name, followers, popularity FROM artists WHERE id = $1 FOR NO KEY UPDATE";
 const FIND_SHOW: &str =
@@ -112,8 +112,8 @@ async fn update_artist(db: &Db<'_>, artist: &ArtistRow, batch: &mut Batch) -> Re
     let values: [Value<'_>; 4] = [&artist.id, &artist.name, &artist.followers, &artist.popularity];
     let (old, updated) =
         join(db.rows(FIND_ARTIST, &[&artist.id]), db.rows(UPDATE_ARTIST, &values)).await;
-    let old: ArtistRow = one(old, "artist", &artist.id)?;
-    updated.map_err(|error| refuse(error, "artist", &artist.id, None))?;
+    let old: ArtistRow = read_one(old, "artist", &artist.id)?;
+    updated.map_err(|error| write_error(error, "artist", &artist.id, None))?;
     batch.update(&old, artist);
     Ok(())
 }
@@ -122,9 +122,9 @@ async fn update_show(db: &Db<'_>, show: &ShowRow, batch: &mut Batch) -> Result<(
     let (date, status) = (show.date.to_string(), show.status.as_str());
     let values: [Value<'_>; 4] = [&show.id, &show.artist_id, &date, &status];
     let (old, updated) = join(db.rows(FIND_SHOW, &[&show.id]), db.rows(UPDATE_SHOW, &values)).await;
-    let old: ShowRow = one(old, "show", &show.id)?;
+    let old: ShowRow = read_one(old, "show", &show.id)?;
     updated.map_err(|error| {
-        refuse(error, "show", &show.id, parent("artist", show.artist_id.as_deref()))
+        write_error(error, "show", &show.id, parent("artist", show.artist_id.as_deref()))
     })?;
     batch.update(&old, show);
     Ok(())
@@ -134,9 +134,9 @@ async fn update_setlist(db: &Db<'_>, setlist: &SetlistRow, batch: &mut Batch) ->
     let values: [Value<'_>; 2] = [&setlist.id, &setlist.show_id];
     let (old, updated) =
         join(db.rows(FIND_SETLIST, &[&setlist.id]), db.rows(UPDATE_SETLIST, &values)).await;
-    let old: SetlistRow = one(old, "setlist", &setlist.id)?;
+    let old: SetlistRow = read_one(old, "setlist", &setlist.id)?;
     updated.map_err(|error| {
-        refuse(error, "setlist", &setlist.id, parent("show", setlist.show_id.as_deref()))
+        write_error(error, "setlist", &setlist.id, parent("show", setlist.show_id.as_deref()))
     })?;
     batch.update(&old, setlist);
     Ok(())
@@ -146,21 +146,21 @@ async fn update_vote(db: &Db<'_>, vote: &VoteRow, batch: &mut Batch) -> Result<(
     let values: [Value<'_>; 5] =
         [&vote.id, &vote.setlist_id, &vote.user_id, &vote.kind, &vote.created_at];
     let (old, updated) = join(db.rows(FIND_VOTE, &[&vote.id]), db.rows(UPDATE_VOTE, &values)).await;
-    let old: VoteRow = one(old, "vote", &vote.id)?;
+    let old: VoteRow = read_one(old, "vote", &vote.id)?;
     updated.map_err(|error| {
-        refuse(error, "vote", &vote.id, parent("setlist", Some(&vote.setlist_id)))
+        write_error(error, "vote", &vote.id, parent("setlist", Some(&vote.setlist_id)))
     })?;
     batch.update(&old, vote);
     Ok(())
 }
 
-const HOLD_ARTIST: &str = "SELECT id FROM artists WHERE id = $1 FOR UPDATE";
-const HOLD_SHOW: &str = "SELECT id FROM shows WHERE id = $1 FOR UPDATE";
-const HOLD_SETLIST: &str = "SELECT id FROM setlists WHERE id = $1 FOR UPDATE";
-const HOLD_SHOWS_OF_ARTIST: &str =
+const LOCK_ARTIST: &str = "SELECT id FROM artists WHERE id = $1 FOR UPDATE";
+const LOCK_SHOW: &str = "SELECT id FROM shows WHERE id = $1 FOR UPDATE";
+const LOCK_SETLIST: &str = "SELECT id FROM setlists WHERE id = $1 FOR UPDATE";
+const LOCK_SHOWS_OF_ARTIST: &str =
     "SELECT id FROM shows WHERE artist_id = $1 ORDER BY id FOR UPDATE";
-const HOLD_SETLISTS_OF_ARTIST: &str = "SELECT id FROM setlists WHERE show_id IN (SELECT id FROM shows WHERE artist_id = $1) ORDER BY id FOR UPDATE";
-const HOLD_SETLISTS_OF_SHOW: &str =
+const LOCK_SETLISTS_OF_ARTIST: &str = "SELECT id FROM setlists WHERE show_id IN (SELECT id FROM shows WHERE artist_id = $1) ORDER BY id FOR UPDATE";
+const LOCK_SETLISTS_OF_SHOW: &str =
     "SELECT id FROM setlists WHERE show_id = $1 ORDER BY id FOR UPDATE";
 
 const DELETE_VOTES_OF_ARTIST: &str = "DELETE FROM votes WHERE setlist_id IN (
@@ -183,43 +183,43 @@ const DELETE_SHOW: &str = "DELETE FROM shows WHERE id = $1 RETURNING id, artist_
 const DELETE_ARTIST: &str =
     "DELETE FROM artists WHERE id = $1 RETURNING id, name, followers, popularity";
 
-/// A DELETE .. RETURNING, and the hook of each row that it removed.
+/// A DELETE .. RETURNING, and the function that calls the hook of each removed row.
 type Removal = (&'static str, fn(&Row, &mut Batch) -> Result<(), tokio_postgres::Error>);
 
-/// How a row is deleted: its name, the locks from the row down, and the removals from the last
-/// children up to the row itself.
+/// How a row is deleted: what it is called, the statements that lock it and the rows below it, and
+/// the removals, children first and the row itself last.
 type Deletion = (&'static str, &'static [&'static str], &'static [Removal]);
 
 const fn deletion(table: Table) -> Deletion {
     match table {
         Table::Artists => (
             "artist",
-            &[HOLD_ARTIST, HOLD_SHOWS_OF_ARTIST, HOLD_SETLISTS_OF_ARTIST],
+            &[LOCK_ARTIST, LOCK_SHOWS_OF_ARTIST, LOCK_SETLISTS_OF_ARTIST],
             &[
-                (DELETE_VOTES_OF_ARTIST, removed::<VoteRow>),
-                (DELETE_SETLISTS_OF_ARTIST, removed::<SetlistRow>),
-                (DELETE_SHOWS_OF_ARTIST, removed::<ShowRow>),
-                (DELETE_ARTIST, removed::<ArtistRow>),
+                (DELETE_VOTES_OF_ARTIST, call_delete_hook::<VoteRow>),
+                (DELETE_SETLISTS_OF_ARTIST, call_delete_hook::<SetlistRow>),
+                (DELETE_SHOWS_OF_ARTIST, call_delete_hook::<ShowRow>),
+                (DELETE_ARTIST, call_delete_hook::<ArtistRow>),
             ],
         ),
         Table::Shows => (
             "show",
-            &[HOLD_SHOW, HOLD_SETLISTS_OF_SHOW],
+            &[LOCK_SHOW, LOCK_SETLISTS_OF_SHOW],
             &[
-                (DELETE_VOTES_OF_SHOW, removed::<VoteRow>),
-                (DELETE_SETLISTS_OF_SHOW, removed::<SetlistRow>),
-                (DELETE_SHOW, removed::<ShowRow>),
+                (DELETE_VOTES_OF_SHOW, call_delete_hook::<VoteRow>),
+                (DELETE_SETLISTS_OF_SHOW, call_delete_hook::<SetlistRow>),
+                (DELETE_SHOW, call_delete_hook::<ShowRow>),
             ],
         ),
         Table::Setlists => (
             "setlist",
-            &[HOLD_SETLIST],
+            &[LOCK_SETLIST],
             &[
-                (DELETE_VOTES_OF_SETLIST, removed::<VoteRow>),
-                (DELETE_SETLIST, removed::<SetlistRow>),
+                (DELETE_VOTES_OF_SETLIST, call_delete_hook::<VoteRow>),
+                (DELETE_SETLIST, call_delete_hook::<SetlistRow>),
             ],
         ),
-        Table::Votes => ("vote", &[], &[(DELETE_VOTE, removed::<VoteRow>)]),
+        Table::Votes => ("vote", &[], &[(DELETE_VOTE, call_delete_hook::<VoteRow>)]),
     }
 }
 
@@ -227,16 +227,19 @@ async fn delete(db: &Db<'_>, table: Table, id: &str, batch: &mut Batch) -> Resul
     let (what, locks, removals) = deletion(table);
     let texts = locks.iter().chain(removals.iter().map(|(text, _)| text));
     let values: [Value<'_>; 1] = [&id];
-    let ran = join_all(texts.map(|text| db.rows(text, &values))).await;
-    let ran: Vec<Vec<Row>> = ran.into_iter().collect::<Result<_, _>>()?;
-    for (rows, (_, removed)) in ran.iter().skip(locks.len()).zip(removals) {
-        rows.iter().try_for_each(|row| removed(row, batch))?;
+    let results = join_all(texts.map(|text| db.rows(text, &values))).await;
+    let results: Vec<Vec<Row>> = results.into_iter().collect::<Result<_, _>>()?;
+    for (rows, (_, call_hook)) in results.iter().skip(locks.len()).zip(removals) {
+        rows.iter().try_for_each(|row| call_hook(row, batch))?;
     }
-    // The last of them is the row itself.
-    if ran.last().is_none_or(Vec::is_empty) { Err(absent(what, id)) } else { Ok(()) }
+    // The last removal is of the row itself.
+    if results.last().is_none_or(Vec::is_empty) { Err(missing(what, id)) } else { Ok(()) }
 }
 
-fn removed<R: Record + ReadRow>(row: &Row, batch: &mut Batch) -> Result<(), tokio_postgres::Error> {
+fn call_delete_hook<R: Record + ReadRow>(
+    row: &Row,
+    batch: &mut Batch,
+) -> Result<(), tokio_postgres::Error> {
     batch.delete(&R::read_row(row)?);
     Ok(())
 }
@@ -271,7 +274,7 @@ impl Statements {
 }
 
 impl Db<'_> {
-    /// Sends the statement when it is first polled.
+    /// Runs a statement, prepared if there is one. It is sent when the future is first polled.
     async fn rows(
         &self,
         text: &'static str,
@@ -284,18 +287,18 @@ impl Db<'_> {
     }
 }
 
-fn one<R: ReadRow>(
+fn read_one<R: ReadRow>(
     rows: Result<Vec<Row>, tokio_postgres::Error>,
     what: &str,
     id: &str,
 ) -> Result<R> {
-    let rows = rows.map_err(|error| refuse(error, what, id, None))?;
-    Ok(R::read_row(rows.first().ok_or_else(|| absent(what, id))?)?)
+    let rows = rows.map_err(|error| write_error(error, what, id, None))?;
+    Ok(R::read_row(rows.first().ok_or_else(|| missing(what, id))?)?)
 }
 
-/// Three failures are the event's fault: its id exists already, its parent does not exist, or the
-/// server cannot store its values.
-fn refuse(
+/// Returns the error for a failed statement. The event is refused if its id exists already, if its
+/// parent does not exist, or if the server cannot store its values.
+fn write_error(
     error: tokio_postgres::Error,
     what: &str,
     id: &str,
@@ -304,11 +307,13 @@ fn refuse(
     let Some(db) = error.as_db_error() else { return Error::Postgres(error) };
     match (db.code(), parent) {
         (&SqlState::UNIQUE_VIOLATION, _) => Error::Refused(format!("{what} {id:?} exists already")),
-        (&SqlState::FOREIGN_KEY_VIOLATION, Some((what, id))) => absent(what, id),
+        (&SqlState::FOREIGN_KEY_VIOLATION, Some((what, id))) => missing(what, id),
         (&SqlState::CHARACTER_NOT_IN_REPERTOIRE, _) => {
             Error::Refused(format!("{what} {id:?}: PostgreSQL stores no text that contains U+0000"))
         }
-        (code, _) if is_of_data(code) => Error::Refused(format!("{what} {id:?}: {}", db.message())),
+        (code, _) if is_data_error(code) => {
+            Error::Refused(format!("{what} {id:?}: {}", db.message()))
+        }
         _ => Error::Postgres(error),
     }
 }

@@ -6,7 +6,7 @@ use keepcount::reconcile::{
 use tokio_postgres::Client;
 
 use super::columns::ReadRow as _;
-use crate::audit::{declare_sources, ended};
+use crate::audit::{declare_sources, finish};
 use crate::error::Result;
 use crate::rows::{ArtistRow, SetlistRow, ShowRow, VoteRow};
 use crate::schema::C;
@@ -15,6 +15,6 @@ use crate::schema::C;
 pub async fn run(client: &mut Client, run: &mut Reconciler) -> Result<Report> {
     let mut audit = PostgresAudit::new(client, &C::SCHEMA).await?;
     declare_sources!(audit, PostgresRows, read_row, C::TRENDS, await);
-    let done = run_async(run, &mut audit, &mut TokioRuntime::new()).await;
-    ended(run, done)
+    let result = run_async(run, &mut audit, &mut TokioRuntime::new()).await;
+    finish(run, result)
 }

@@ -1,4 +1,4 @@
-//! A database at one moment: a snapshot that blocks for each answer.
+//! A database at one moment: a snapshot whose reads block until the answer.
 
 use std::collections::HashMap;
 
@@ -15,8 +15,8 @@ use crate::error::{Error, Result};
 use crate::schema::C;
 use crate::site::{Leaderboards, Moment};
 
-/// Begins a transaction whose reads are all of one moment; it blocks nobody.
-pub async fn snapshot(client: &mut Client) -> Result<Transaction<'_>> {
+/// Begins a transaction whose reads are all of one moment. It blocks no writer.
+pub async fn begin_snapshot(client: &mut Client) -> Result<Transaction<'_>> {
     Ok(client
         .build_transaction()
         .isolation_level(IsolationLevel::RepeatableRead)
@@ -37,7 +37,7 @@ impl<'c> Snapshot<'c> {
         client: &'c mut Client,
         prepared: &'c PreparedStatements,
     ) -> Result<Self> {
-        Ok(Self { runtime, tx: runtime.block_on(snapshot(client))?, prepared })
+        Ok(Self { runtime, tx: runtime.block_on(begin_snapshot(client))?, prepared })
     }
 
     fn blocking(&self) -> Blocking<'_, 'c> {
@@ -51,7 +51,7 @@ impl Moment for Snapshot<'_> {
     }
 
     fn version(&mut self) -> Result<String> {
-        // The transactions that it sees.
+        // A snapshot is named by the transactions that it sees.
         let row =
             self.runtime.block_on(self.tx.query_one("SELECT pg_current_snapshot()::text", &[]))?;
         Ok(row.try_get(0)?)

@@ -8,7 +8,8 @@ use crate::lines::Position;
 use crate::position;
 use crate::schema::C;
 
-/// Reads a position. Call it in a transaction in which offset and hash are of one moment.
+/// Reads a position. Call it in a transaction whose reads are of one moment, because offset and
+/// hash must belong together.
 pub async fn read(tx: &Transaction<'_>, stream: &str) -> Result<Position> {
     let last = PostgresStore::in_transaction(tx, &C::SCHEMA).offset(stream).await?;
     let row = tx.query_opt("SELECT hash FROM replay_prefix WHERE stream = $1", &[&stream]).await?;
@@ -16,7 +17,7 @@ pub async fn read(tx: &Transaction<'_>, stream: &str) -> Result<Position> {
     let hash = hash.map(|hash| {
         let foreign = |_| {
             Error::Foreign(format!(
-                "table replay_prefix has a hash of stream {stream} that is none"
+                "table replay_prefix: the hash of stream {stream} is not 32 bytes long"
             ))
         };
         hash.try_into().map_err(foreign)

@@ -9,18 +9,18 @@ use tokio::time::sleep;
 use tokio_postgres::Transaction;
 
 use super::app::{self, Db, Statements};
-use super::moment::snapshot;
-use super::{Connection, MAX_LOCK, connect, may_pass, position};
+use super::moment::begin_snapshot;
+use super::{Connection, LOCK_TIMEOUT, connect, is_transient, position};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::lines::{Position, Refused};
 use crate::replay::{Done, Target, overtaken, unapplied};
 use crate::schema::C;
 
-/// Events whose statements are in flight at once.
-const UNDER_WAY: usize = 25;
-/// A transaction is tried this many times, with pauses that grow from the first to the longest: in
-/// all, enough for a restart of the server.
+/// The number of events whose statements are in flight at once.
+const EVENTS_IN_FLIGHT: usize = 25;
+/// A transaction is tried this many times, with pauses that double from the first to the longest:
+/// in all, long enough for a restart of the server.
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(2);
@@ -32,7 +32,7 @@ const ONE_STREAM: i32 = 1_842_003;
 impl Target for Connection {
     fn applied(&mut self, stream: &str) -> Result<Position> {
         let Self { runtime, client, .. } = self;
-        runtime.block_on(async { position::read(&snapshot(client).await?, stream).await })
+        runtime.block_on(async { position::read(&begin_snapshot(client).await?, stream).await })
     }
 
     fn commit(
@@ -46,7 +46,7 @@ impl Target for Connection {
         let mut refused = None;
         let mut tried = 0;
         loop {
-            let chunk = Chunk { stream, applied: *applied, events, is_again: tried > 0 };
+            let chunk = Chunk { stream, applied: *applied, events, is_retry: tried > 0 };
             match self.try_to_commit(&chunk) {
                 Ok(statements) => {
                     if let Some((end, _)) = events.last() {
@@ -57,13 +57,13 @@ impl Target for Connection {
                     }
                     return Ok(refused);
                 }
-                // The events before it are applied without it; each time there are fewer.
+                // Retries with the events before the refused one. Each retry has fewer events.
                 Err(Stop::Refused(at, reason)) => {
                     let (before, rest) = events.split_at(at);
                     refused = rest.first().map(|(after, _)| Refused { line: after.lines, reason });
                     events = before;
                 }
-                Err(Stop::Failed(error)) if tried + 1 < TRIES && may_pass(&error) => {
+                Err(Stop::Failed(error)) if tried + 1 < TRIES && is_transient(&error) => {
                     let pause = MAX_PAUSE.min(PAUSE * 2_u32.pow(tried));
                     self.runtime.block_on(async { sleep(pause).await });
                     tried += 1;
@@ -81,11 +81,11 @@ impl Target for Connection {
 /// The events of one transaction.
 struct Chunk<'e> {
     stream: &'e str,
-    /// What was applied before.
+    /// The position before the events.
     applied: Position,
     events: &'e [(Position, Event)],
-    /// An earlier try may have been rolled back, or the answer to its commit was lost.
-    is_again: bool,
+    /// Whether there was an earlier try. It was rolled back, or the answer to its commit was lost.
+    is_retry: bool,
 }
 
 /// Why a transaction was not committed.
@@ -102,37 +102,38 @@ impl<E: Into<Error>> From<E> for Stop {
 }
 
 impl Connection {
-    /// Returns how many statements wrote totals and leaderboards.
+    /// Returns the number of statements that wrote totals and leaderboards.
     fn try_to_commit(&mut self, chunk: &Chunk<'_>) -> Result<u64, Stop> {
         let Self { runtime, url, client, prepared, statements } = self;
         runtime.block_on(async {
             if client.is_closed() {
-                *client = connect(url, MAX_LOCK).await?;
-                // They belonged to the other connection.
+                *client = connect(url, LOCK_TIMEOUT).await?;
+                // Prepared statements belonged to the lost connection.
                 (*prepared, *statements) = <_>::default();
             }
             if statements.is_empty() {
                 *statements = Statements::prepare(client).await?;
             }
             let mut tx = client.transaction().await?;
-            hold(&tx, chunk).await?;
-            // Check this before the rows: a row that exists already would be refused as such.
+            lock_stream(&tx, chunk).await?;
+            // Check this before writing rows: for an event that was applied already, the error
+            // would be that its row exists.
             let applied = position::read(&tx, chunk.stream).await?;
             if applied != chunk.applied {
                 let is_done =
-                    chunk.is_again && chunk.events.last().is_some_and(|(end, _)| *end == applied);
+                    chunk.is_retry && chunk.events.last().is_some_and(|(end, _)| *end == applied);
                 return if is_done { Ok(0) } else { Err(overtaken(chunk.stream).into()) };
             }
             let Some((end, _)) = chunk.events.last() else { return Ok(0) };
             let mut batch = write_rows(&Db { tx: &tx, statements }, chunk.events).await?;
             position::set_hash(&tx, chunk.stream, end).await?;
-            // Totals last: many transactions need their rows, which are so locked for the shortest
+            // Write totals last: many transactions need their rows, so lock them for the shortest
             // time.
             let first = applied.lines + 1;
             let stream_range =
                 StreamRange::new(chunk.stream, first.unsigned_abs(), end.lines.unsigned_abs())?;
-            // This runs in its own savepoint, so that after an overflow its counter can still be
-            // reported.
+            // The store writes in its own savepoint, so that after an overflow it can still find
+            // out which counter it was.
             let written = PostgresStore::new(&mut tx, &C::SCHEMA)
                 .prepared(prepared)
                 .apply_idempotent(&mut batch, &stream_range)
@@ -146,10 +147,10 @@ impl Connection {
     }
 }
 
-/// Prevents another replay of the same stream. Replays of other streams go on, unless this is a
-/// retry: then it runs alone, because it deadlocked with one of them or waited too long for one.
-async fn hold(tx: &Transaction<'_>, chunk: &Chunk<'_>) -> Result<()> {
-    let all = if chunk.is_again { "pg_advisory_xact_lock" } else { "pg_advisory_xact_lock_shared" };
+/// Locks out other replays of the same stream. Replays of other streams go on, except during a
+/// retry: it runs alone, because it deadlocked with one of them or waited too long for one.
+async fn lock_stream(tx: &Transaction<'_>, chunk: &Chunk<'_>) -> Result<()> {
+    let all = if chunk.is_retry { "pg_advisory_xact_lock" } else { "pg_advisory_xact_lock_shared" };
     tx.execute(&format!("SELECT {all}($1, 0)"), &[&ALL_REPLAYS]).await?;
     tx.execute("SELECT pg_advisory_xact_lock($1, hashtext($2))", &[&ONE_STREAM, &chunk.stream])
         .await?;
@@ -159,9 +160,9 @@ async fn hold(tx: &Transaction<'_>, chunk: &Chunk<'_>) -> Result<()> {
 /// Applies events to the rows; returns their deltas.
 async fn write_rows(db: &Db<'_>, events: &[(Position, Event)]) -> Result<Batch, Stop> {
     let mut batch = Batch::new();
-    for (chunk, at) in events.chunks(UNDER_WAY).zip((0..).step_by(UNDER_WAY)) {
-        // They are sent in order. The first one that fails is the cause; those after it fail
-        // because of it.
+    for (chunk, at) in events.chunks(EVENTS_IN_FLIGHT).zip((0..).step_by(EVENTS_IN_FLIGHT)) {
+        // Events are sent in order. The first one that fails is the cause; the later ones fail
+        // because the transaction is aborted.
         let applied = join_all(chunk.iter().map(|(_, event)| app::apply(db, event))).await;
         for (hooks, at) in applied.into_iter().zip(at..) {
             match hooks {

@@ -1,4 +1,4 @@
-//! The application's tables on PostgreSQL, and how they are checked or made.
+//! The application's tables on PostgreSQL, and how they are checked or created.
 
 use keepcount::PostgresStore;
 use tokio_postgres::error::SqlState;
@@ -8,8 +8,8 @@ use crate::error::{Error, Result};
 use crate::rows::{ArtistRow, SetlistRow, ShowRow, VoteRow};
 use crate::schema::C;
 
-/// Texts that are keys sort by their bytes, as keepcount's do, so that the pages of an audit are
-/// read from the indices below.
+/// Texts that are keys are compared by their bytes, as keepcount's keys are, so that the pages of
+/// an audit are read from the indices below.
 const TABLES: &str = r#"
     CREATE TABLE IF NOT EXISTS artists (
         id text COLLATE "C" NOT NULL PRIMARY KEY,
@@ -44,8 +44,8 @@ const TABLES: &str = r#"
     );
 "#;
 
-/// They serve the cascades of `app.rs`, and the sources of `audit.rs`, which page by the first
-/// columns.
+/// The indices serve the cascading deletes of `app.rs`, and the sources of `audit.rs`, which page
+/// by the first columns.
 const INDICES: &str = "
     CREATE INDEX IF NOT EXISTS shows_by_artist ON shows (artist_id, date, status);
     CREATE INDEX IF NOT EXISTS shows_by_date ON shows (date, id, status);
@@ -56,26 +56,26 @@ const INDICES: &str = "
     CREATE INDEX IF NOT EXISTS setlists_by_id ON setlists (id, show_id);
 ";
 
-/// The lock for making tables: one process at a time, so that none checks for tables while another
-/// is still making them.
-const MAKING: i64 = 1_842_001;
+/// The advisory lock for creating tables. One process holds it at a time, so that no other checks
+/// for tables that are still being created.
+const CREATE_LOCK: i64 = 1_842_001;
 
-/// Makes what does not exist yet: the application's tables, the tables of totals.
+/// Creates what does not exist yet: the application's tables, the tables of totals.
 pub async fn create(client: &mut Client) -> Result<()> {
-    if is_made(client).await? {
+    if is_created(client).await? {
         return Ok(());
     }
-    client.execute("SELECT pg_advisory_lock($1)", &[&MAKING]).await?;
-    let made = make(client).await;
-    let unlocked = client.execute("SELECT pg_advisory_unlock($1)", &[&MAKING]).await;
-    made?;
+    client.execute("SELECT pg_advisory_lock($1)", &[&CREATE_LOCK]).await?;
+    let created = create_locked(client).await;
+    let unlocked = client.execute("SELECT pg_advisory_unlock($1)", &[&CREATE_LOCK]).await;
+    created?;
     unlocked?;
     Ok(())
 }
 
-async fn make(client: &mut Client) -> Result<()> {
-    // The process that held the lock before may have made them.
-    if is_made(client).await? {
+async fn create_locked(client: &mut Client) -> Result<()> {
+    // The process that held the lock before may have created them.
+    if is_created(client).await? {
         return Ok(());
     }
     let tx = client.transaction().await?;
@@ -86,10 +86,10 @@ async fn make(client: &mut Client) -> Result<()> {
     Ok(tx.commit().await?)
 }
 
-async fn is_made(client: &mut Client) -> Result<bool> {
+async fn is_created(client: &mut Client) -> Result<bool> {
     match check(client).await {
         Ok(()) => Ok(true),
-        // Making the tables will find out what is wrong.
+        // If the database is not this application's, creating the tables fails with the reason.
         Err(Error::Foreign(_) | Error::Count(keepcount::Error::SchemaMismatch { .. })) => Ok(false),
         Err(error) => Err(error),
     }

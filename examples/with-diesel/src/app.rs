@@ -25,7 +25,7 @@ mod schema {
         votes (id) { id -> BigInt, setlist_id -> BigInt, user_id -> Uuid, day -> Date, }
     }
     diesel::table! {
-        /// A counter's table is like any other.
+        /// You can read a counter's table like any other.
         show_votes (key) { key -> Text, total -> BigInt, }
     }
 }
@@ -49,7 +49,7 @@ impl App {
         Ok(migrated.await?)
     }
 
-    /// Shows count for no counter.
+    /// Adds a show. No counter counts shows, so this needs no hook.
     pub async fn add_show(&mut self, slug: &str) -> Result<()> {
         diesel::insert_into(shows::table)
             .values(shows::slug.eq(slug))
@@ -72,36 +72,36 @@ impl App {
     /// Moves a setlist with its votes to another show.
     pub async fn move_setlist(&mut self, id: i64, show: &str) -> Result<bool> {
         let moved = self.conn.transaction(async |conn| {
-            let held =
+            let locked =
                 setlists::table.find(id).for_update().first::<SetlistRow>(conn).await.optional()?;
-            let Some(old) = held else { return Ok(false) };
+            let Some(old) = locked else { return Ok(false) };
             let update = diesel::update(setlists::table.find(id)).set(setlists::show_slug.eq(show));
             let new: SetlistRow = update.get_result(conn).await?;
             let mut batch = Batch::new();
-            batch.update(&setlist_of(old), &setlist_of(new));
+            batch.update(&setlist_from(old), &setlist_from(new));
             totals::apply(conn, &SCHEMA, &batch).await?;
             Ok(true)
         });
         moved.await
     }
 
-    /// Deletes a setlist with its votes: the parent's lock keeps new votes out, and one batch has
-    /// all of it.
+    /// Deletes a setlist with its votes. The setlist's lock keeps new votes out; one batch has all
+    /// deltas.
     pub async fn delete_setlist(&mut self, id: i64) -> Result<bool> {
         let deleted = self.conn.transaction(async |conn| {
-            let held =
+            let locked =
                 setlists::table.find(id).for_update().first::<SetlistRow>(conn).await.optional()?;
-            if held.is_none() {
+            if locked.is_none() {
                 return Ok(false);
             }
             let mut batch = Batch::new();
-            let gone: Vec<VoteRow> = diesel::delete(votes::table.filter(votes::setlist_id.eq(id)))
+            let rows: Vec<VoteRow> = diesel::delete(votes::table.filter(votes::setlist_id.eq(id)))
                 .get_results(conn)
                 .await?;
-            for vote in gone {
-                batch.delete(&vote_of(vote)?);
+            for vote in rows {
+                batch.delete(&vote_from(vote)?);
             }
-            batch.delete(&setlist_of(
+            batch.delete(&setlist_from(
                 diesel::delete(setlists::table.find(id)).get_result(conn).await?,
             ));
             totals::apply(conn, &SCHEMA, &batch).await?;
@@ -111,24 +111,24 @@ impl App {
     }
 
     pub async fn vote(&mut self, vote: &Vote) -> Result<i64> {
-        let cast = self.conn.transaction(async |conn| {
+        let voted = self.conn.transaction(async |conn| {
             let mut batch = Batch::new();
-            let id = cast(conn, vote, &mut batch).await?;
+            let id = upsert_vote(conn, vote, &mut batch).await?;
             totals::apply(conn, &SCHEMA, &batch).await?;
             Ok(id)
         });
-        cast.await
+        voted.await
     }
 
     pub async fn move_vote(&mut self, id: i64, setlist: i64) -> Result<bool> {
         let moved = self.conn.transaction(async |conn| {
-            let held =
+            let locked =
                 votes::table.find(id).for_update().first::<VoteRow>(conn).await.optional()?;
-            let Some(old) = held else { return Ok(false) };
+            let Some(old) = locked else { return Ok(false) };
             let update = diesel::update(votes::table.find(id)).set(votes::setlist_id.eq(setlist));
             let new: VoteRow = update.get_result(conn).await?;
             let mut batch = Batch::new();
-            batch.update(&vote_of(old)?, &vote_of(new)?);
+            batch.update(&vote_from(old)?, &vote_from(new)?);
             totals::apply(conn, &SCHEMA, &batch).await?;
             Ok(true)
         });
@@ -137,35 +137,35 @@ impl App {
 
     pub async fn delete_vote(&mut self, id: i64) -> Result<bool> {
         let deleted = self.conn.transaction(async |conn| {
-            let gone = diesel::delete(votes::table.find(id))
+            let row = diesel::delete(votes::table.find(id))
                 .get_result::<VoteRow>(conn)
                 .await
                 .optional()?;
-            let Some(gone) = gone else { return Ok(false) };
+            let Some(row) = row else { return Ok(false) };
             let mut batch = Batch::new();
-            batch.delete(&vote_of(gone)?);
+            batch.delete(&vote_from(row)?);
             totals::apply(conn, &SCHEMA, &batch).await?;
             Ok(true)
         });
         deleted.await
     }
 
-    /// Takes the votes that can be taken, each in a savepoint with its own batch, and returns their
-    /// number; a preview takes none.
+    /// Writes the votes whose setlist exists, each in a savepoint with its own batch, and returns
+    /// their number. A preview rolls all of them back.
     pub async fn import(&mut self, votes: &[Vote], preview: bool) -> Result<usize> {
-        let mut taken = 0;
+        let mut written = 0;
         let imported = self.conn.transaction(async |conn| {
             let mut batch = Batch::new();
             for vote in votes {
                 let savepoint = conn.transaction(async |conn| {
                     let mut inner = Batch::new();
-                    cast(conn, vote, &mut inner).await?;
+                    upsert_vote(conn, vote, &mut inner).await?;
                     Ok::<_, Error>(inner)
                 });
                 match savepoint.await {
                     Ok(mut inner) => {
                         batch.merge(&mut inner);
-                        taken += 1;
+                        written += 1;
                     }
                     Err(error) if no_such_setlist(&error) => {}
                     // A lost connection or a deadlock fails the whole transaction.
@@ -177,25 +177,25 @@ impl App {
         });
         match imported.await {
             Err(error) if preview && matches!(error.downcast_ref(), Some(RollbackTransaction)) => {
-                Ok(taken)
+                Ok(written)
             }
-            imported => imported.map(|()| taken),
+            imported => imported.map(|()| written),
         }
     }
 
-    /// Takes the votes of a feed from number `first` on, once however often they are delivered;
-    /// returns `false` if they were taken before.
+    /// Writes the votes of a feed, numbered from `first`, once however often they are delivered.
+    /// Returns `false` if they were written before.
     pub async fn deliver(&mut self, first: u64, votes: &[Vote]) -> Result<bool> {
         let stream_range = StreamRange::new("votes", first, first + votes.len() as u64 - 1)?;
         let delivered = self.conn.transaction(async |conn| {
-            let hold = diesel::sql_query(sql::lock_offset()).bind::<Text, _>(stream_range.stream());
-            let Last { last } = hold.get_result(conn).await?;
+            let lock = diesel::sql_query(sql::lock_offset()).bind::<Text, _>(stream_range.stream());
+            let Offset { last } = lock.get_result(conn).await?;
             if !stream_range.follows(last.try_into()?)? {
                 return Ok(false);
             }
             let mut batch = Batch::new();
             for vote in votes {
-                cast(conn, vote, &mut batch).await?;
+                upsert_vote(conn, vote, &mut batch).await?;
             }
             totals::apply(conn, &SCHEMA, &batch).await?;
             let set = diesel::sql_query(sql::set_offset(Dialect::Postgres))
@@ -213,11 +213,11 @@ impl App {
     }
 }
 
-/// Inserts or updates. Which of the two it was decides the hook, so it is two statements and not
-/// `ON CONFLICT DO UPDATE`.
-async fn cast(conn: &mut AsyncPgConnection, vote: &Vote, batch: &mut Batch) -> Result<i64> {
+/// Inserts the vote, or updates the one that exists. It takes two statements and not one with
+/// `ON CONFLICT DO UPDATE`, which does not say which of the two hooks to call.
+async fn upsert_vote(conn: &mut AsyncPgConnection, vote: &Vote, batch: &mut Batch) -> Result<i64> {
     let day = votes::day.eq(PgDate(vote.day.days() - EPOCH));
-    // Between the two statements a vote may be deleted; then it is inserted after all.
+    // Another transaction may delete the vote between the two statements: then try again.
     for _ in 0..10 {
         let insert = diesel::insert_into(votes::table)
             .values((votes::setlist_id.eq(vote.setlist), votes::user_id.eq(vote.user), day))
@@ -233,16 +233,16 @@ async fn cast(conn: &mut AsyncPgConnection, vote: &Vote, batch: &mut Batch) -> R
             .filter(votes::user_id.eq(vote.user));
         if let Some(old) = same.for_update().first::<VoteRow>(conn).await.optional()? {
             diesel::update(votes::table.find(old.0)).set(day).execute(conn).await?;
-            batch.update(&vote_of(old)?, vote);
+            batch.update(&vote_from(old)?, vote);
             return Ok(old.0);
         }
     }
-    Err("a vote that is given and taken again and again".into())
+    Err("others inserted and deleted the vote in each of 10 tries".into())
 }
 
-/// The last event taken from a stream.
+/// The offset of a stream.
 #[derive(QueryableByName)]
-struct Last {
+struct Offset {
     #[diesel(sql_type = BigInt)]
     last: i64,
 }
@@ -254,14 +254,14 @@ fn no_such_setlist(error: &Error) -> bool {
 type SetlistRow = (i64, String);
 type VoteRow = (i64, i64, Uuid, PgDate);
 
-fn setlist_of((id, show): SetlistRow) -> Setlist {
+fn setlist_from((id, show): SetlistRow) -> Setlist {
     Setlist { id, show }
 }
 
 /// PostgreSQL counts days from 2000-01-01.
 const EPOCH: i32 = 10_957;
 
-fn vote_of((_, setlist, user, PgDate(days)): VoteRow) -> Result<Vote> {
+fn vote_from((_, setlist, user, PgDate(days)): VoteRow) -> Result<Vote> {
     let day =
         days.checked_add(EPOCH).and_then(Date::from_days).ok_or("a day outside the calendar")?;
     Ok(Vote { setlist, user, day })

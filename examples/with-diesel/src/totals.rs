@@ -14,7 +14,7 @@ use keepcount::{Batch, KeyBuf, Schema};
 
 use crate::Result;
 
-/// Applies what the hooks have collected. Call it last in the closure that you pass to
+/// Applies the deltas that the hooks have collected. Call it last in the closure that you pass to
 /// `transaction`.
 pub async fn apply(conn: &mut AsyncPgConnection, schema: &Schema, batch: &Batch) -> Result<()> {
     let began = Instant::now();
@@ -23,7 +23,7 @@ pub async fn apply(conn: &mut AsyncPgConnection, schema: &Schema, batch: &Batch)
         if let Some(lock) = request.lock(Dialect::Postgres) {
             query(&lock.text, &lock.values).execute(conn).await?;
         }
-        // This needs its own statement, because it must begin after the lock is granted.
+        // The query is a statement of its own, because it must begin after the lock is granted.
         let ask = request.query(Dialect::Postgres, schema)?;
         for answer in query(&ask.text, &ask.values).load::<Answer>(conn).await? {
             let mut key = KeyBuf::new();
@@ -42,7 +42,7 @@ pub async fn apply(conn: &mut AsyncPgConnection, schema: &Schema, batch: &Batch)
     Ok(())
 }
 
-/// diesel prepares an `sql_query` each time it runs.
+/// Binds the values of a statement. diesel prepares an `sql_query` each time it runs.
 fn query<'q>(text: &str, values: &'q [Value<'_>]) -> BoxedSqlQuery<'q, Pg, SqlQuery> {
     let query = diesel::sql_query(text).into_boxed();
     values.iter().fold(query, |query, value| match value {
@@ -64,8 +64,8 @@ fn query<'q>(text: &str, values: &'q [Value<'_>]) -> BoxedSqlQuery<'q, Pg, SqlQu
     })
 }
 
-/// The key's columns and the total. Only the request knows which columns there are, so their types
-/// come from the database.
+/// One row of an answer: the key's columns and the total. Only the request knows the key's columns,
+/// so their types come from the database.
 struct Answer {
     key: Vec<Value<'static>>,
     total: i64,
@@ -75,7 +75,7 @@ impl QueryableByName<Pg> for Answer {
     fn build<'a>(row: &impl NamedRow<'a, Pg>) -> deserialize::Result<Self> {
         let (mut key, total) = (Vec::new(), row.field_count() - 1);
         for at in 0..total {
-            let field = Row::get(row, at).ok_or("a column that is not there")?;
+            let field = Row::get(row, at).ok_or("a column is missing")?;
             let value = field.value().ok_or("a column of a key is null")?;
             // The type numbers of pg_type, the same in every database.
             key.push(match value.get_oid().get() {

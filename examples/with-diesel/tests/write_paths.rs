@@ -10,7 +10,7 @@ use diesel_async::{AsyncConnection as _, AsyncPgConnection};
 use keepcount::{Batch, Schema};
 use keepcount_with_diesel::{App, counters, totals};
 
-/// Does what a user of `totals` does.
+/// Applies a batch in a transaction of its own, as an application does.
 async fn apply(url: &str, schema: &Schema, batch: &Batch) {
     let mut conn = AsyncPgConnection::establish(url).await.unwrap();
     conn.transaction(async |conn| totals::apply(conn, schema, batch).await).await.unwrap();

@@ -11,7 +11,7 @@ use sea_orm::{
 };
 
 use crate::counters::{SCHEMA, Setlist, TABLES, Vote};
-use crate::entities::{day_of, setlists, show_votes, shows, votes};
+use crate::entities::{date_of, setlists, show_votes, shows, votes};
 use crate::{Error, Result, totals};
 
 /// A pool of connections: writes that belong together go through one transaction.
@@ -34,7 +34,7 @@ impl App {
         Ok(tx.commit().await?)
     }
 
-    /// Shows count for no counter.
+    /// Adds a show. No counter counts shows, so this needs no hook.
     pub async fn add_show(&self, slug: &str) -> Result<()> {
         let show = shows::ActiveModel { slug: Set(slug.to_owned()) };
         shows::Entity::insert(show).exec(&self.pool).await?;
@@ -48,24 +48,24 @@ impl App {
         setlists::Entity::insert(row).exec(&tx).await?;
         let mut batch = Batch::new();
         batch.insert(setlist);
-        finish(tx, &batch).await
+        apply_and_commit(tx, &batch).await
     }
 
     /// Moves a setlist with its votes to another show.
     pub async fn move_setlist(&self, id: i64, show: &str) -> Result<bool> {
         let tx = self.pool.begin().await?;
-        let held = setlists::Entity::find_by_id(id).lock_exclusive().one(&tx).await?;
-        let Some(old) = held else { return Ok(false) };
+        let locked = setlists::Entity::find_by_id(id).lock_exclusive().one(&tx).await?;
+        let Some(old) = locked else { return Ok(false) };
         let update = setlists::ActiveModel { id: Set(id), show_slug: Set(show.to_owned()) };
         let new = setlists::Entity::update(update).exec(&tx).await?;
         let mut batch = Batch::new();
         batch.update(&Setlist::from(old), &Setlist::from(new));
-        finish(tx, &batch).await?;
+        apply_and_commit(tx, &batch).await?;
         Ok(true)
     }
 
-    /// Deletes a setlist with its votes: the parent's lock keeps new votes out, and one batch has
-    /// all of it.
+    /// Deletes a setlist with its votes. The setlist's lock keeps new votes out; one batch has all
+    /// deltas.
     pub async fn delete_setlist(&self, id: i64) -> Result<bool> {
         let tx = self.pool.begin().await?;
         if setlists::Entity::find_by_id(id).lock_exclusive().one(&tx).await?.is_none() {
@@ -79,28 +79,28 @@ impl App {
         if let Some(setlist) = setlists::Entity::delete_by_id(id).exec_with_returning(&tx).await? {
             batch.delete(&Setlist::from(setlist));
         }
-        finish(tx, &batch).await?;
+        apply_and_commit(tx, &batch).await?;
         Ok(true)
     }
 
     pub async fn vote(&self, vote: &Vote) -> Result<i64> {
         let tx = self.pool.begin().await?;
         let mut batch = Batch::new();
-        let id = cast(&tx, vote, &mut batch).await?;
-        finish(tx, &batch).await?;
+        let id = upsert_vote(&tx, vote, &mut batch).await?;
+        apply_and_commit(tx, &batch).await?;
         Ok(id)
     }
 
     pub async fn move_vote(&self, id: i64, setlist: i64) -> Result<bool> {
         let tx = self.pool.begin().await?;
-        let held = votes::Entity::find_by_id(id).lock_exclusive().one(&tx).await?;
-        let Some(old) = held else { return Ok(false) };
+        let locked = votes::Entity::find_by_id(id).lock_exclusive().one(&tx).await?;
+        let Some(old) = locked else { return Ok(false) };
         let update =
             votes::ActiveModel { id: Set(id), setlist_id: Set(setlist), ..Default::default() };
         let new = votes::Entity::update(update).exec(&tx).await?;
         let mut batch = Batch::new();
         batch.update(&Vote::try_from(old)?, &Vote::try_from(new)?);
-        finish(tx, &batch).await?;
+        apply_and_commit(tx, &batch).await?;
         Ok(true)
     }
 
@@ -110,23 +110,23 @@ impl App {
         let Some(deleted) = deleted else { return Ok(false) };
         let mut batch = Batch::new();
         batch.delete(&Vote::try_from(deleted)?);
-        finish(tx, &batch).await?;
+        apply_and_commit(tx, &batch).await?;
         Ok(true)
     }
 
-    /// Takes the votes that can be taken, each in a savepoint with its own batch, and returns their
-    /// number; a preview takes none.
+    /// Writes the votes whose setlist exists, each in a savepoint with its own batch, and returns
+    /// their number. A preview rolls all of them back.
     pub async fn import(&self, votes: &[Vote], preview: bool) -> Result<usize> {
         let tx = self.pool.begin().await?;
-        let (mut batch, mut taken) = (Batch::new(), 0);
+        let (mut batch, mut written) = (Batch::new(), 0);
         for vote in votes {
             let savepoint = tx.begin().await?;
             let mut inner = Batch::new();
-            match cast(&savepoint, vote, &mut inner).await {
+            match upsert_vote(&savepoint, vote, &mut inner).await {
                 Ok(_) => {
                     savepoint.commit().await?;
                     batch.merge(&mut inner);
-                    taken += 1;
+                    written += 1;
                 }
                 Err(error) if no_such_setlist(&error) => savepoint.rollback().await?,
                 // A lost connection or a deadlock fails the whole transaction.
@@ -139,26 +139,26 @@ impl App {
         } else {
             tx.commit().await?
         }
-        Ok(taken)
+        Ok(written)
     }
 
-    /// Takes the votes of a feed from number `first` on, once however often they are delivered;
-    /// returns `false` if they were taken before.
+    /// Writes the votes of a feed, numbered from `first`, once however often they are delivered.
+    /// Returns `false` if they were written before.
     pub async fn deliver(&self, first: u64, votes: &[Vote]) -> Result<bool> {
         let stream_range = StreamRange::new("votes", first, first + votes.len() as u64 - 1)?;
         let tx = self.pool.begin().await?;
-        let hold = Statement::from_sql_and_values(
+        let lock = Statement::from_sql_and_values(
             DbBackend::Postgres,
             sql::lock_offset(),
             [stream_range.stream().into()],
         );
-        let held = tx.query_one_raw(hold).await?.ok_or("an offset that is not there")?;
-        if !stream_range.follows(held.try_get_by_index::<i64>(0)?.try_into()?)? {
+        let row = tx.query_one_raw(lock).await?.ok_or("the statement returned no offset")?;
+        if !stream_range.follows(row.try_get_by_index::<i64>(0)?.try_into()?)? {
             return Ok(false);
         }
         let mut batch = Batch::new();
         for vote in votes {
-            cast(&tx, vote, &mut batch).await?;
+            upsert_vote(&tx, vote, &mut batch).await?;
         }
         totals::apply(&tx, &SCHEMA, &batch).await?;
         let values = [stream_range.stream().into(), i64::try_from(stream_range.last())?.into()];
@@ -178,20 +178,20 @@ impl App {
     }
 }
 
-async fn finish(tx: DatabaseTransaction, batch: &Batch) -> Result<()> {
+async fn apply_and_commit(tx: DatabaseTransaction, batch: &Batch) -> Result<()> {
     totals::apply(&tx, &SCHEMA, batch).await?;
     Ok(tx.commit().await?)
 }
 
-/// Inserts or updates. Which of the two it was decides the hook, so it is two statements and not
-/// `ON CONFLICT DO UPDATE`.
-async fn cast(tx: &DatabaseTransaction, vote: &Vote, batch: &mut Batch) -> Result<i64> {
-    // Between the two statements a vote may be deleted; then it is inserted after all.
+/// Inserts the vote, or updates the one that exists. It takes two statements and not one with
+/// `ON CONFLICT DO UPDATE`, which does not say which of the two hooks to call.
+async fn upsert_vote(tx: &DatabaseTransaction, vote: &Vote, batch: &mut Batch) -> Result<i64> {
+    // Another transaction may delete the vote between the two statements: then try again.
     for _ in 0..10 {
         let row = votes::ActiveModel {
             setlist_id: Set(vote.setlist),
             user_id: Set(vote.user),
-            day: Set(day_of(vote)?),
+            day: Set(date_of(vote)?),
             ..Default::default()
         };
         let unique = OnConflict::columns([votes::Column::SetlistId, votes::Column::UserId])
@@ -204,16 +204,16 @@ async fn cast(tx: &DatabaseTransaction, vote: &Vote, batch: &mut Batch) -> Resul
             return Ok(inserted.last_insert_id);
         }
         let same = votes::Entity::find().filter(votes::Column::SetlistId.eq(vote.setlist));
-        let held =
+        let locked =
             same.filter(votes::Column::UserId.eq(vote.user)).lock_exclusive().one(tx).await?;
-        if let Some(old) = held {
+        if let Some(old) = locked {
             let id = old.id;
             votes::Entity::update(votes::ActiveModel { id: Set(id), ..row }).exec(tx).await?;
             batch.update(&Vote::try_from(old)?, vote);
             return Ok(id);
         }
     }
-    Err("a vote that is given and taken again and again".into())
+    Err("others inserted and deleted the vote in each of 10 tries".into())
 }
 
 fn no_such_setlist(error: &Error) -> bool {

@@ -57,7 +57,7 @@ pub mod votes {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// A counter's table is like any other, for reading.
+/// You can read a counter's table like any other.
 pub mod show_votes {
     use sea_orm::entity::prelude::*;
 
@@ -91,7 +91,7 @@ impl TryFrom<votes::Model> for Vote {
     }
 }
 
-pub fn day_of(vote: &Vote) -> Result<sea_orm::prelude::TimeDate> {
+pub fn date_of(vote: &Vote) -> Result<sea_orm::prelude::TimeDate> {
     Ok(sea_orm::prelude::TimeDate::from_julian_day(vote.day.days() + EPOCH)?)
 }
 

@@ -12,7 +12,7 @@ use sea_orm::{
 
 use crate::Result;
 
-/// Applies what the hooks have collected. Call it last before the commit.
+/// Applies the deltas that the hooks have collected. Call it last before the commit.
 pub async fn apply(tx: &DatabaseTransaction, schema: &Schema, batch: &Batch) -> Result<()> {
     let began = Instant::now();
     let mut update = RollupUpdate::new(schema, batch)?;
@@ -20,7 +20,7 @@ pub async fn apply(tx: &DatabaseTransaction, schema: &Schema, batch: &Batch) -> 
         if let Some(lock) = request.lock(Dialect::Postgres) {
             tx.execute_raw(query(&lock.text, &lock.values)).await?;
         }
-        // This needs its own statement, because it must begin after the lock is granted.
+        // The query is a statement of its own, because it must begin after the lock is granted.
         let ask = request.query(Dialect::Postgres, schema)?;
         for row in tx.query_all_raw(query(&ask.text, &ask.values)).await? {
             let (key, total) = read(&request.counter, &row)?;
@@ -36,7 +36,7 @@ pub async fn apply(tx: &DatabaseTransaction, schema: &Schema, batch: &Batch) -> 
     Ok(())
 }
 
-/// Arrays need SeaORM's feature `postgres-array`.
+/// Binds the values of a statement. Arrays need SeaORM's feature `postgres-array`.
 fn query(text: &str, values: &[sql::Value<'_>]) -> Statement {
     let values = values.iter().map(|value| match value {
         sql::Value::Integer(number) => Value::from(*number),

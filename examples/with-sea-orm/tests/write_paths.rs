@@ -10,7 +10,7 @@ use keepcount::{Batch, Schema};
 use keepcount_with_sea_orm::{App, counters, totals};
 use sea_orm::{Database, TransactionTrait as _};
 
-/// Does what a user of `totals` does.
+/// Applies a batch in a transaction of its own, as an application does.
 async fn apply(url: &str, schema: &Schema, batch: &Batch) {
     let pool = Database::connect(url).await.unwrap();
     let tx = pool.begin().await.unwrap();

@@ -12,9 +12,9 @@ use crate::{Error, Result, totals};
 
 /// A pool of connections: writes that belong together go through one transaction.
 ///
-/// A dropped transaction is rolled back when its connection returns to the pool. A dropped
-/// transaction over a single connection is rolled back only when that is used again, and holds its
-/// locks until then.
+/// A dropped transaction is rolled back when its connection returns to the pool. Over a single
+/// connection, it is rolled back only when that connection is used again, and holds its locks until
+/// then.
 pub struct App {
     pool: PgPool,
 }
@@ -34,7 +34,7 @@ impl App {
         Ok(tx.commit().await?)
     }
 
-    /// Shows count for no counter.
+    /// Adds a show. No counter counts shows, so this needs no hook.
     pub async fn add_show(&self, slug: &str) -> Result<()> {
         sqlx::query("INSERT INTO shows (slug) VALUES ($1)").bind(slug).execute(&self.pool).await?;
         Ok(())
@@ -46,31 +46,31 @@ impl App {
         insert.bind(setlist.id).bind(&setlist.show).execute(&mut *tx).await?;
         let mut batch = Batch::new();
         batch.insert(setlist);
-        finish(tx, &batch).await
+        apply_and_commit(tx, &batch).await
     }
 
     /// Moves a setlist with its votes to another show; the row's lock serializes conflicting
     /// changes of its membership.
     pub async fn move_setlist(&self, id: i64, show: &str) -> Result<bool> {
         let mut tx = self.pool.begin().await?;
-        let held =
+        let select =
             sqlx::query("SELECT id, show_slug FROM setlists WHERE id = $1 FOR UPDATE").bind(id);
-        let Some(row) = held.fetch_optional(&mut *tx).await? else { return Ok(false) };
+        let Some(old) = select.fetch_optional(&mut *tx).await? else { return Ok(false) };
         let update =
             sqlx::query("UPDATE setlists SET show_slug = $2 WHERE id = $1 RETURNING id, show_slug");
         let new = update.bind(id).bind(show).fetch_one(&mut *tx).await?;
         let mut batch = Batch::new();
-        batch.update(&setlist_of(&row)?, &setlist_of(&new)?);
-        finish(tx, &batch).await?;
+        batch.update(&setlist_from(&old)?, &setlist_from(&new)?);
+        apply_and_commit(tx, &batch).await?;
         Ok(true)
     }
 
-    /// Deletes a setlist with its votes: the parent's lock keeps new votes out, and one batch has
-    /// all of it.
+    /// Deletes a setlist with its votes. The setlist's lock keeps new votes out; one batch has all
+    /// deltas.
     pub async fn delete_setlist(&self, id: i64) -> Result<bool> {
         let mut tx = self.pool.begin().await?;
-        let held = sqlx::query("SELECT id FROM setlists WHERE id = $1 FOR UPDATE").bind(id);
-        if held.fetch_optional(&mut *tx).await?.is_none() {
+        let lock = sqlx::query("SELECT id FROM setlists WHERE id = $1 FOR UPDATE").bind(id);
+        if lock.fetch_optional(&mut *tx).await?.is_none() {
             return Ok(false);
         }
         let mut batch = Batch::new();
@@ -78,36 +78,36 @@ impl App {
             "DELETE FROM votes WHERE setlist_id = $1 RETURNING setlist_id, user_id, to_char(day, 'YYYY-MM-DD') AS day",
         );
         for row in votes.bind(id).fetch_all(&mut *tx).await? {
-            batch.delete(&vote_of(&row)?);
+            batch.delete(&vote_from(&row)?);
         }
         let setlist = sqlx::query("DELETE FROM setlists WHERE id = $1 RETURNING id, show_slug");
-        batch.delete(&setlist_of(&setlist.bind(id).fetch_one(&mut *tx).await?)?);
-        finish(tx, &batch).await?;
+        batch.delete(&setlist_from(&setlist.bind(id).fetch_one(&mut *tx).await?)?);
+        apply_and_commit(tx, &batch).await?;
         Ok(true)
     }
 
     pub async fn vote(&self, vote: &Vote) -> Result<i64> {
         let mut tx = self.pool.begin().await?;
         let mut batch = Batch::new();
-        let id = cast(&mut tx, vote, &mut batch).await?;
-        finish(tx, &batch).await?;
+        let id = upsert_vote(&mut tx, vote, &mut batch).await?;
+        apply_and_commit(tx, &batch).await?;
         Ok(id)
     }
 
     pub async fn move_vote(&self, id: i64, setlist: i64) -> Result<bool> {
         let mut tx = self.pool.begin().await?;
-        let held = sqlx::query(
+        let select = sqlx::query(
             "SELECT setlist_id, user_id, to_char(day, 'YYYY-MM-DD') AS day FROM votes WHERE id = $1 FOR UPDATE",
         )
         .bind(id);
-        let Some(row) = held.fetch_optional(&mut *tx).await? else { return Ok(false) };
+        let Some(old) = select.fetch_optional(&mut *tx).await? else { return Ok(false) };
         let update = sqlx::query(
             "UPDATE votes SET setlist_id = $2 WHERE id = $1 RETURNING setlist_id, user_id, to_char(day, 'YYYY-MM-DD') AS day",
         );
         let new = update.bind(id).bind(setlist).fetch_one(&mut *tx).await?;
         let mut batch = Batch::new();
-        batch.update(&vote_of(&row)?, &vote_of(&new)?);
-        finish(tx, &batch).await?;
+        batch.update(&vote_from(&old)?, &vote_from(&new)?);
+        apply_and_commit(tx, &batch).await?;
         Ok(true)
     }
 
@@ -119,24 +119,24 @@ impl App {
         .bind(id);
         let Some(row) = delete.fetch_optional(&mut *tx).await? else { return Ok(false) };
         let mut batch = Batch::new();
-        batch.delete(&vote_of(&row)?);
-        finish(tx, &batch).await?;
+        batch.delete(&vote_from(&row)?);
+        apply_and_commit(tx, &batch).await?;
         Ok(true)
     }
 
-    /// Takes the votes that can be taken, each in a savepoint with its own batch, and returns their
-    /// number; a preview takes none.
+    /// Writes the votes whose setlist exists, each in a savepoint with its own batch, and returns
+    /// their number. A preview rolls all of them back.
     pub async fn import(&self, votes: &[Vote], preview: bool) -> Result<usize> {
         let mut tx = self.pool.begin().await?;
-        let (mut batch, mut taken) = (Batch::new(), 0);
+        let (mut batch, mut written) = (Batch::new(), 0);
         for vote in votes {
             let mut savepoint = tx.begin().await?;
             let mut inner = Batch::new();
-            match cast(&mut savepoint, vote, &mut inner).await {
+            match upsert_vote(&mut savepoint, vote, &mut inner).await {
                 Ok(_) => {
                     savepoint.commit().await?;
                     batch.merge(&mut inner);
-                    taken += 1;
+                    written += 1;
                 }
                 Err(error) if no_such_setlist(&error) => savepoint.rollback().await?,
                 // A lost connection or a deadlock fails the whole transaction.
@@ -149,23 +149,23 @@ impl App {
         } else {
             tx.commit().await?
         }
-        Ok(taken)
+        Ok(written)
     }
 
-    /// Takes the votes of a feed from number `first` on, once however often they are delivered;
-    /// returns `false` if they were taken before.
+    /// Writes the votes of a feed, numbered from `first`, once however often they are delivered.
+    /// Returns `false` if they were written before.
     pub async fn deliver(&self, first: u64, votes: &[Vote]) -> Result<bool> {
         let stream_range = StreamRange::new("votes", first, first + votes.len() as u64 - 1)?;
         let mut tx = self.pool.begin().await?;
-        let hold =
+        let lock =
             sqlx::query_scalar(AssertSqlSafe(sql::lock_offset())).bind(stream_range.stream());
-        let last: i64 = hold.fetch_one(&mut *tx).await?;
+        let last: i64 = lock.fetch_one(&mut *tx).await?;
         if !stream_range.follows(last.try_into()?)? {
             return Ok(false);
         }
         let mut batch = Batch::new();
         for vote in votes {
-            cast(&mut tx, vote, &mut batch).await?;
+            upsert_vote(&mut tx, vote, &mut batch).await?;
         }
         totals::apply(&mut tx, &SCHEMA, &batch).await?;
         let set = sqlx::query(AssertSqlSafe(sql::set_offset(Dialect::Postgres)))
@@ -182,16 +182,20 @@ impl App {
     }
 }
 
-async fn finish(mut tx: Transaction<'_, Postgres>, batch: &Batch) -> Result<()> {
+async fn apply_and_commit(mut tx: Transaction<'_, Postgres>, batch: &Batch) -> Result<()> {
     totals::apply(&mut tx, &SCHEMA, batch).await?;
     Ok(tx.commit().await?)
 }
 
-/// Inserts or updates. Which of the two it was decides the hook, so it is two statements and not
-/// `ON CONFLICT DO UPDATE`.
-async fn cast(tx: &mut Transaction<'_, Postgres>, vote: &Vote, batch: &mut Batch) -> Result<i64> {
+/// Inserts the vote, or updates the one that exists. It takes two statements and not one with
+/// `ON CONFLICT DO UPDATE`, which does not say which of the two hooks to call.
+async fn upsert_vote(
+    tx: &mut Transaction<'_, Postgres>,
+    vote: &Vote,
+    batch: &mut Batch,
+) -> Result<i64> {
     let (user, day) = (vote.user, vote.day.to_string());
-    // Between the two statements a vote may be deleted; then it is inserted after all.
+    // Another transaction may delete the vote between the two statements: then try again.
     for _ in 0..10 {
         let insert = sqlx::query_scalar(
             "INSERT INTO votes (setlist_id, user_id, day) VALUES ($1, $2, $3::text::date) ON CONFLICT (setlist_id, user_id) DO NOTHING RETURNING id",
@@ -202,18 +206,18 @@ async fn cast(tx: &mut Transaction<'_, Postgres>, vote: &Vote, batch: &mut Batch
             batch.insert(vote);
             return Ok(id);
         }
-        let held = sqlx::query(
+        let select = sqlx::query(
             "SELECT id, setlist_id, user_id, to_char(day, 'YYYY-MM-DD') AS day FROM votes WHERE setlist_id = $1 AND user_id = $2 FOR UPDATE",
         );
-        if let Some(old) = held.bind(vote.setlist).bind(user).fetch_optional(&mut **tx).await? {
+        if let Some(old) = select.bind(vote.setlist).bind(user).fetch_optional(&mut **tx).await? {
             let id: i64 = old.try_get("id")?;
             let update = sqlx::query("UPDATE votes SET day = $2::text::date WHERE id = $1");
             update.bind(id).bind(&day).execute(&mut **tx).await?;
-            batch.update(&vote_of(&old)?, vote);
+            batch.update(&vote_from(&old)?, vote);
             return Ok(id);
         }
     }
-    Err("a vote that is given and taken again and again".into())
+    Err("others inserted and deleted the vote in each of 10 tries".into())
 }
 
 fn no_such_setlist(error: &Error) -> bool {
@@ -222,11 +226,11 @@ fn no_such_setlist(error: &Error) -> bool {
 }
 
 /// A date's key is its text; without a date library the column is read as text too.
-fn vote_of(row: &PgRow) -> Result<Vote> {
+fn vote_from(row: &PgRow) -> Result<Vote> {
     let day: Date = row.try_get::<String, _>("day")?.parse()?;
     Ok(Vote { setlist: row.try_get("setlist_id")?, user: row.try_get("user_id")?, day })
 }
 
-fn setlist_of(row: &PgRow) -> Result<Setlist> {
+fn setlist_from(row: &PgRow) -> Result<Setlist> {
     Ok(Setlist { id: row.try_get("id")?, show: row.try_get("show_slug")? })
 }

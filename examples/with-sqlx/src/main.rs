@@ -112,7 +112,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_page_shows_what_is_compiled_here() {
+    fn docs_page_shows_the_compiled_function() {
         let shown = |text: &'static str, begin: &str, end: &str| {
             text.split_once(begin)
                 .and_then(|(_, rest)| rest.split_once(end))

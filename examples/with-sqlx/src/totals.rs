@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::Result;
 
-/// Applies what the hooks have collected. Call it last before the commit.
+/// Applies the deltas that the hooks have collected. Call it last before the commit.
 pub async fn apply(
     tx: &mut Transaction<'_, Postgres>,
     schema: &Schema,
@@ -23,7 +23,7 @@ pub async fn apply(
         if let Some(lock) = request.lock(Dialect::Postgres) {
             query(&lock.text, &lock.values).execute(&mut **tx).await?;
         }
-        // This needs its own statement, because it must begin after the lock is granted.
+        // The query is a statement of its own, because it must begin after the lock is granted.
         let ask = request.query(Dialect::Postgres, schema)?;
         for row in query(&ask.text, &ask.values).fetch_all(&mut **tx).await? {
             let (key, total) = read(&request.counter, &row)?;
@@ -39,8 +39,8 @@ pub async fn apply(
     Ok(())
 }
 
-/// The same few texts come again and again, so sqlx keeps them prepared. With a pooler between you
-/// and the server, add `.persistent(false)`.
+/// Binds the values of a statement. There are few texts, so sqlx keeps them prepared. Behind a
+/// pooler in transaction mode, add `.persistent(false)`.
 fn query<'q>(text: &str, values: &'q [Value<'_>]) -> Query<'q, Postgres, PgArguments> {
     let query = sqlx::query(AssertSqlSafe(text.to_owned()));
     values.iter().fold(query, |query, value| match value {

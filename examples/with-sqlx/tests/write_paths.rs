@@ -10,7 +10,7 @@ use keepcount::{Batch, Schema};
 use keepcount_with_sqlx::{App, counters, totals};
 use sqlx::{Connection as _, PgConnection};
 
-/// Does what a user of `totals` does.
+/// Applies a batch in a transaction of its own, as an application does.
 async fn apply(url: &str, schema: &Schema, batch: &Batch) {
     let mut conn = PgConnection::connect(url).await.unwrap();
     let mut tx = conn.begin().await.unwrap();

@@ -1,5 +1,5 @@
-//! What the two processes share: a repair that does a few pages at a time, and keeps its token in
-//! between in a file next to the database.
+//! What the two processes share: a repair that does a few pages at a time, and saves its token in a
+//! file next to the database in between.
 //!
 //! `src/bin/interval.rs` runs it by `tokio::time::interval`, `src/bin/scheduler.rs` by a cron
 //! scheduler.
@@ -31,35 +31,36 @@ impl Record for Vote {
 #[derive(Debug, Clone)]
 pub struct Repair {
     db: PathBuf,
-    place: PathBuf,
+    token_path: PathBuf,
     stop: Arc<AtomicBool>,
 }
 
-/// Pages of one part, and keys of a page: so few that the demonstration takes several parts.
+/// The pages of one part: few, so that the demonstration takes several parts.
 const PAGES: u64 = 2;
+/// The keys of one page.
 const PAGE_KEYS: usize = 4;
 
 impl Repair {
-    /// Creates the repair of this database; if it does not exist, makes a demonstration with votes
-    /// and drift.
+    /// Creates the repair of this database; if it does not exist, creates a demonstration with
+    /// votes and drift.
     pub fn open(db: &Path) -> Result<Self, Cause> {
         if !db.exists() {
-            make_example(&Connection::open(db)?)?;
+            create_example(&Connection::open(db)?)?;
         }
-        let place = db.with_added_extension("token");
-        Ok(Self { db: db.to_owned(), place, stop: Arc::default() })
+        let token_path = db.with_added_extension("token");
+        Ok(Self { db: db.to_owned(), token_path, stop: Arc::default() })
     }
 
-    /// Does the next pages. It blocks: call it where that is allowed, and one call at a time,
-    /// because there is one token.
-    pub fn part(&self) -> Result<Report, Cause> {
-        self.go_on().map_err(|error| match error.downcast_ref() {
+    /// Runs the next pages. It blocks its thread. Make one call at a time, because there is one
+    /// token.
+    pub fn run_part(&self) -> Result<Report, Cause> {
+        self.resume().map_err(|error| match error.downcast_ref() {
             // Do not silently start from the beginning: a run that always starts again never
             // reaches the end.
             Some(Error::Token { .. }) => {
-                let place = self.place.display();
+                let path = self.token_path.display();
                 format!(
-                    "{error}\nthe place in {place} cannot be used; delete the file to begin anew"
+                    "{error}\nthe token in {path} cannot be used; delete the file to start again"
                 )
                 .into()
             }
@@ -67,13 +68,13 @@ impl Repair {
         })
     }
 
-    fn go_on(&self) -> Result<Report, Cause> {
+    fn resume(&self) -> Result<Report, Cause> {
         let conn = Connection::open(&self.db)?;
         let mut audit = SqliteAudit::new(&conn, &SCHEMA)?;
         let votes = SqliteRows::of("votes", |row| Ok(Vote(row.get("show_id")?)));
         audit.add(votes.key(SHOW_VOTES, Columns::of(["show_id"]).count()))?;
         let options = Options::default().page(PAGE_KEYS).max_pages(PAGES);
-        let mut repair = match fs::read(&self.place) {
+        let mut repair = match fs::read(&self.token_path) {
             Ok(text) => {
                 let token: Token = String::from_utf8_lossy(&text).parse()?;
                 Reconciler::resume(Mode::Repair, &SCHEMA, &token, options)?
@@ -83,36 +84,40 @@ impl Repair {
             }
             Err(error) => return Err(error.into()),
         };
-        let done = run(&mut repair, &mut audit, &mut SystemRuntime::new().stop_flag(&self.stop));
-        if !matches!(done, Err(Error::Token { .. })) {
-            // Also after an error: the pages before it are done.
-            self.keep(repair.token())?;
+        let result = run(&mut repair, &mut audit, &mut SystemRuntime::new().stop_flag(&self.stop));
+        if !matches!(result, Err(Error::Token { .. })) {
+            // Save it also after an error: the pages before the error are done.
+            self.save_token(repair.token())?;
         }
-        Ok(done?)
+        Ok(result?)
     }
 
     /// Writes the token to a file next to the old one and renames it, so that a process that is
-    /// killed leaves the old token or the new one.
-    fn keep(&self, token: Option<Token>) -> std::io::Result<()> {
+    /// killed leaves the old token or the new one. Removes the file if there is no token.
+    fn save_token(&self, token: Option<Token>) -> std::io::Result<()> {
         let Some(token) = token else {
-            return if self.place.exists() { fs::remove_file(&self.place) } else { Ok(()) };
+            return if self.token_path.exists() {
+                fs::remove_file(&self.token_path)
+            } else {
+                Ok(())
+            };
         };
-        let beside = self.place.with_added_extension("new");
-        let mut file = File::create(&beside)?;
+        let new_path = self.token_path.with_added_extension("new");
+        let mut file = File::create(&new_path)?;
         file.write_all(token.to_string().as_bytes())?;
         file.sync_all()?;
-        fs::rename(beside, &self.place)
+        fs::rename(new_path, &self.token_path)
     }
 
-    /// Ends the part in progress after its page; a part that begins later does nothing.
+    /// Ends the running part after its current page. A part that begins later does nothing.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
 }
 
-/// The arguments of a process: `[DB [ROUNDS]]`.
+/// The command line of a process: `[DB [ROUNDS]]`.
 #[derive(Debug)]
-pub struct Asked {
+pub struct Arguments {
     /// The repair of the database.
     pub repair: Repair,
     /// The number of parts after which it ends; unlimited by default, and four for the
@@ -122,9 +127,9 @@ pub struct Asked {
     _folder: Option<tempfile::TempDir>,
 }
 
-impl Asked {
-    /// Reads the process's arguments.
-    pub fn of_process() -> Result<Self, Cause> {
+impl Arguments {
+    /// Reads the arguments of this process.
+    pub fn from_env() -> Result<Self, Cause> {
         let mut words = std::env::args_os().skip(1);
         let Some(db) = words.next() else {
             let folder = tempfile::tempdir()?;
@@ -140,9 +145,9 @@ impl Asked {
     }
 }
 
-/// Prints an error, and returns the exit code.
-pub fn exit(done: Result<(), Cause>) -> ExitCode {
-    match done {
+/// Prints the error, if any, and returns the exit code.
+pub fn exit_code(result: Result<(), Cause>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -151,8 +156,8 @@ pub fn exit(done: Result<(), Cause>) -> ExitCode {
     }
 }
 
-/// Makes thirty shows with votes, and totals of which some are wrong, missing, or of no show.
-fn make_example(conn: &Connection) -> Result<(), Cause> {
+/// Creates thirty shows with votes. One total is wrong, one is missing, and one belongs to no show.
+fn create_example(conn: &Connection) -> Result<(), Cause> {
     conn.execute_batch(
         "PRAGMA journal_mode = wal;
          CREATE TABLE votes (show_id INTEGER NOT NULL);

@@ -1,5 +1,5 @@
-//! Tests both processes, each on its own database with planted drift: in parts, over a restart,
-//! until totals equal rows.
+//! Tests both processes, each on its own database with planted drift: they repair in parts, over a
+//! restart, until totals equal rows.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -29,19 +29,19 @@ fn start(process: &str, db: &Path, rounds: &str) -> Child {
     command.arg(db).arg(rounds).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Returns the exit code, and the lines of stdout and stderr.
-fn end(process: Child) -> (Option<i32>, Vec<String>, String) {
+/// Waits for the process to end; returns its exit code, the lines of stdout, and stderr.
+fn wait(process: Child) -> (Option<i32>, Vec<String>, String) {
     let output = process.wait_with_output().unwrap();
     let lines = String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect();
     (output.status.code(), lines, String::from_utf8(output.stderr).unwrap())
 }
 
-fn place(db: &Path) -> PathBuf {
+fn token_path(db: &Path) -> PathBuf {
     db.with_added_extension("token")
 }
 
 /// Returns the shows whose total is not the number of their votes.
-fn wrong(db: &Path) -> Vec<i64> {
+fn wrong_shows(db: &Path) -> Vec<i64> {
     let conn = Connection::open(db).unwrap();
     let sql =
         "SELECT key FROM (SELECT show_id AS key, 1 AS votes FROM votes UNION ALL SELECT key, -total FROM show_votes)
@@ -51,58 +51,58 @@ fn wrong(db: &Path) -> Vec<i64> {
 }
 
 #[test]
-fn a_few_rounds_repair_all_drift_also_over_a_restart() {
+fn drift_is_repaired_in_parts_over_a_restart() {
     for_each(|process, db| {
-        let (code, lines, errors) = end(start(process, db, "2"));
+        let (code, lines, errors) = wait(start(process, db, "2"));
         assert_eq!((code, lines.len(), errors.as_str()), (Some(0), 2, ""));
         assert!(
             lines[0].contains("1 corrected; 2 pages") && lines[0].ends_with("limit of pages"),
             "{lines:?}"
         );
         // On a busy machine the scheduler may have begun a third part.
-        assert!(wrong(db).ends_with(&[1000]));
-        assert!(place(db).exists());
+        assert!(wrong_shows(db).ends_with(&[1000]));
+        assert!(token_path(db).exists());
 
-        let (code, lines, errors) = end(start(process, db, "2"));
+        let (code, lines, errors) = wait(start(process, db, "2"));
         assert_eq!((code, lines.len(), errors.as_str()), (Some(0), 2, ""));
         assert!(lines.iter().any(|line| line.ends_with("complete")), "{lines:?}");
-        assert_eq!(wrong(db), [0; 0]);
+        assert_eq!(wrong_shows(db), [0; 0]);
     });
 }
 
 #[test]
-fn a_place_that_cannot_be_used_is_told_and_nothing_is_begun_anew() {
+fn unusable_token_is_an_error_and_is_kept() {
     for_each(|process, db| {
         let other = db.with_file_name("other.db");
-        end(start(process, &other, "1"));
-        end(start(process, db, "1"));
-        let stale = fs::read_to_string(place(&other)).unwrap();
+        wait(start(process, &other, "1"));
+        wait(start(process, db, "1"));
+        let stale = fs::read_to_string(token_path(&other)).unwrap();
         for (token, reason) in
             [(stale.as_str(), "another database"), ("", "corrupt"), (&stale[1..], "corrupt")]
         {
-            fs::write(place(db), token).unwrap();
-            let (code, lines, errors) = end(start(process, db, "9"));
+            fs::write(token_path(db), token).unwrap();
+            let (code, lines, errors) = wait(start(process, db, "9"));
             assert_eq!((code, lines.len()), (Some(1), 0), "{errors}");
             assert!(
                 errors.contains(reason) && errors.contains("votes.db.token cannot be used; delete"),
                 "{errors}"
             );
-            assert_eq!(fs::read_to_string(place(db)).unwrap(), token);
+            assert_eq!(fs::read_to_string(token_path(db)).unwrap(), token);
         }
     });
 }
 
 #[cfg(unix)]
 #[test]
-fn ctrl_c_ends_the_process_and_its_place_is_kept() {
+fn ctrl_c_ends_the_process_and_keeps_its_token() {
     for_each(|process, db| {
         let mut running = start(process, db, "1000000");
         let mut lines = BufReader::new(running.stdout.take().unwrap()).lines();
-        lines.next().unwrap().unwrap(); // it listens by now
+        lines.next().unwrap().unwrap(); // it handles Ctrl-C by now
         Command::new("kill").args(["-INT", &running.id().to_string()]).status().unwrap();
         assert_eq!(running.wait().unwrap().code(), Some(0));
-        assert!(place(db).exists());
-        end(start(process, db, "4"));
-        assert_eq!(wrong(db), [0; 0]);
+        assert!(token_path(db).exists());
+        wait(start(process, db, "4"));
+        assert_eq!(wrong_shows(db), [0; 0]);
     });
 }

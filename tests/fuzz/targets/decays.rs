@@ -1,6 +1,6 @@
-//! Decayed sums: bytes are refused or are the one form of a sum; sums sort as plain integers do
-//! where those have room, keep their order when all that they are made of is moved in time, and so
-//! do their bytes. Epochs and weights of any time, with any half-life.
+//! Decayed sums. Bytes are refused, or are the only encoding of a sum. Sums, and their bytes, sort
+//! as plain integers do where those have room, and keep their order if all their parts are moved in
+//! time. Epochs, weights and half-lives are arbitrary.
 #![no_main]
 #![allow(clippy::unwrap_used)]
 
@@ -19,7 +19,7 @@ struct Input<'a> {
     raw: [&'a [u8]; 2],
 }
 
-/// Eight totals of 64 bits, each moved by up to 60, have room in 128.
+/// Eight totals of 64 bits, each shifted by up to 60 bits, fit in 128 bits.
 const NEAR: u8 = 61;
 const MAX_NEAR: usize = 8;
 const MAX_ANY: usize = 32;
@@ -51,13 +51,17 @@ fuzz_target!(|input: Input<'_>| {
         .each_ref()
         .map(|totals| totals.iter().map(moved).collect::<Option<Vec<_>>>().map(Decayed::sum));
     if let [Some(one_then), Some(two_then)] = then {
-        assert_eq!(one_then.cmp(&two_then), one.cmp(&two), "time passes for both");
+        assert_eq!(
+            one_then.cmp(&two_then),
+            one.cmp(&two),
+            "the order is the same after both are moved in time"
+        );
     }
     for sum in [&one, &two] {
-        let is_below = sum.at(half_life, input.at, input.scale);
-        assert!(!sum.is_zero() || is_below == Some(0));
-        assert!(*sum >= Decayed::sum([]) || is_below.is_none_or(|value| value <= 0));
-        assert!(*sum <= Decayed::sum([]) || is_below.is_none_or(|value| value >= 0));
+        let value = sum.at(half_life, input.at, input.scale);
+        assert!(!sum.is_zero() || value == Some(0));
+        assert!(*sum >= Decayed::sum([]) || value.is_none_or(|value| value <= 0));
+        assert!(*sum <= Decayed::sum([]) || value.is_none_or(|value| value >= 0));
     }
 
     let [one, two] = input
@@ -77,7 +81,7 @@ fn check_pair(one: &Decayed, two: &Decayed) {
     assert_eq!(Decayed::from_bytes(&bytes[1]).as_ref(), Some(two));
 }
 
-/// A time is in one epoch, and within it, what is later weighs no less.
+/// A time is in one epoch. Within an epoch, a later time weighs no less.
 fn check_time(half_life: HalfLife, at: i64) {
     let (seconds, epoch) = (i128::from(half_life.as_seconds()), half_life.epoch(at));
     let into = i128::from(at) - i128::from(epoch) * seconds;

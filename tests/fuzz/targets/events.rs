@@ -1,6 +1,6 @@
-//! Lines of an event file: each is an event or is refused with a reason, exactly as the format
-//! says, which is told once more here from plain JSON values; what is taken is within its bounds,
-//! and written out it is the same event.
+//! Lines of an event file. Each is an event or is refused with a reason, exactly as a second
+//! implementation of the format decides from plain JSON values. An accepted event is within its
+//! bounds, and written out it is the same event.
 #![no_main]
 #![allow(clippy::unwrap_used)]
 
@@ -25,13 +25,14 @@ fuzz_target!(|line: &str| {
         }
         Err(reason) => assert!(!reason.is_empty()),
     }
-    // What has no meaning here may be JSON that has no value: too deep, too large a number.
+    // Only a line whose JSON has a value is compared: some is nested too deeply, or has too large a
+    // number.
     if let Ok(value) = serde_json::from_str::<Value>(line) {
         assert_eq!(parsed.is_ok(), is_event(&value).is_some(), "{parsed:?}");
     }
 });
 
-/// Every value is within its bounds, and an insert that is taken back counts for nothing.
+/// Every value is within its bounds, and an insert followed by its delete counts nothing.
 fn check(event: &Event) {
     let is_id = |id: &str| !id.contains('\0');
     match event {
@@ -67,7 +68,7 @@ fn check_counted(row: &impl Record) {
     assert!(batch.is_empty());
 }
 
-/// An event as a line of the format, without the time that it was checked against.
+/// The event as a line of the format, without the day that its times were checked against.
 fn written(event: &Event) -> Value {
     let (op, table, row) = match event {
         Event::Insert(row) => ("insert", None, Some(row)),
@@ -105,7 +106,7 @@ fn written(event: &Event) -> Value {
     json!({"op": op, "table": table, "row": columns})
 }
 
-/// The format once more.
+/// A second implementation of the format.
 fn is_event(line: &Value) -> Option<()> {
     let (op, row) = (line.get("op")?.as_str()?, line.get("row")?);
     let text = |name| row.get(name)?.as_str();

@@ -1,6 +1,6 @@
-//! Keys: bytes are refused or are the one encoding of a key; bytes, values, columns of SQL and
-//! texts say the same of it; and they sort alike. Any two pieces of the input are tried as keys of
-//! every kind.
+//! Keys. Bytes are refused, or are the only encoding of a key. Bytes, values, SQL columns and texts
+//! agree about it, and sort in the same order. Any two pieces of the input are tried as keys of
+//! every type.
 #![no_main]
 #![allow(clippy::unwrap_used)]
 
@@ -69,7 +69,7 @@ fn key(bytes: &[u8]) -> KeyBuf {
     key
 }
 
-/// Two keys of one kind, where they are that.
+/// Compares two keys of one type, if both pieces are such keys.
 fn check<K: Key + AsKey<K> + Ord + Debug>([one, two]: &[KeyBuf; 2]) {
     let (first, second) = (check_one::<K>(one), check_one::<K>(two));
     let Some((first, second)) = first.zip(second) else { return };
@@ -85,7 +85,7 @@ fn check<K: Key + AsKey<K> + Ord + Debug>([one, two]: &[KeyBuf; 2]) {
     }
 }
 
-/// The key that these bytes are, and every form that it has.
+/// Decodes the bytes and checks every form of the key.
 fn check_one<K: Key + AsKey<K> + Debug>(raw: &KeyBuf) -> Option<K> {
     let id = Counter::<K>::new("c").id();
     let shown = id.show(raw);
@@ -117,13 +117,13 @@ fn check_one<K: Key + AsKey<K> + Debug>(raw: &KeyBuf) -> Option<K> {
         &values,
         sql::key_values(sql::Dialect::Sqlite, &id, raw),
     );
-    // A date's parts are a text, and not every text is a date.
+    // The parts of a date are a text, and not every text is a date.
     let key = typed.ok()?;
     assert_eq!(KeyBuf::of::<K>(&key), *raw, "{key:?}");
     Some(key)
 }
 
-/// SQL holds a key but for what its columns have no room for, and gives it back.
+/// SQL columns hold a key and return it, unless a part is too long or too wide.
 fn check_columns(
     raw: &KeyBuf,
     parts: &[KeyPart],
@@ -150,13 +150,13 @@ fn check_columns(
     }
 }
 
-/// As a table sorts rows by its key columns.
+/// The order in which a table sorts rows by its key columns.
 fn columns_order(one: &[Value<'_>], two: &[Value<'_>]) -> Ordering {
     let column = |(one, two): (&Value<'_>, &Value<'_>)| match (one, two) {
         (Value::Integer(one), Value::Integer(two)) => one.cmp(two),
         (Value::Text(one), Value::Text(two)) => one.as_bytes().cmp(two.as_bytes()),
         (Value::Blob(one), Value::Blob(two)) | (Value::Uuid(one), Value::Uuid(two)) => one.cmp(two),
-        _ => panic!("one column has one type: {one:?}, {two:?}"),
+        _ => panic!("the types of one column differ: {one:?}, {two:?}"),
     };
     one.iter().zip(two).map(column).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
 }

@@ -1,5 +1,5 @@
-//! Offsets: which events of a stream are ones, and whether they follow what was applied, against
-//! the rule in plain words.
+//! Offsets: which ranges of events are valid, and whether they follow what was applied, compared
+//! with the plain rule.
 #![no_main]
 #![allow(clippy::unwrap_used)]
 
@@ -10,14 +10,14 @@ use libfuzzer_sys::fuzz_target;
 #[derive(Debug, Arbitrary)]
 struct Input<'a> {
     stream: &'a str,
-    /// So that names come near the longest.
+    /// Repetitions of `stream`, so that names come near the maximum length.
     times: u8,
     first: Number,
     last: Number,
     applied: Number,
 }
 
-/// Near an end, or near each other.
+/// Near an end of the range, or arbitrary.
 #[derive(Debug, Clone, Copy, Arbitrary)]
 enum Number {
     Low(u8),
@@ -40,23 +40,23 @@ impl Number {
 fuzz_target!(|input: Input<'_>| {
     let stream = input.stream.repeat(input.times.into());
     let [first, last, applied] = [input.first, input.last, input.applied].map(Number::value);
-    let is_offset = (1..=256).contains(&stream.len())
+    let is_valid = (1..=256).contains(&stream.len())
         && first >= 1
         && first <= last
         && i64::try_from(last).is_ok();
     let stream_range = match StreamRange::new(&stream, first, last) {
         Ok(stream_range) => stream_range,
         Err(Error::InvalidUse { what: "stream range", .. }) => {
-            return assert!(!is_offset, "{first} to {last}");
+            return assert!(!is_valid, "{first} to {last}");
         }
         Err(other) => panic!("{other}"),
     };
-    assert!(is_offset, "{stream_range:?}");
+    assert!(is_valid, "{stream_range:?}");
     assert_eq!(
         (stream_range.stream(), stream_range.first(), stream_range.last()),
         (stream.as_str(), first, last)
     );
-    // Of the events that it stands for, so many are new; and so many between are missing.
+    // How many of its events are new, and how many before it are missing.
     let (known, new) =
         (i128::from(applied), i128::from(last) - i128::from(applied).max(i128::from(first) - 1));
     let missing = i128::from(first) - 1 - known;

@@ -1,5 +1,6 @@
-//! Ranges of keys: bounds of every length against plain values, in a range itself and in a store
-//! that reads and sums it; and any bytes as bounds, which a store and SQL take or refuse alike.
+//! Ranges of keys. Bounds of every length are compared with plain values, in a range itself and in
+//! a store that reads and sums it. With any bytes as bounds, a store and SQL both accept the range
+//! or both refuse it.
 #![no_main]
 #![allow(clippy::unwrap_used)]
 
@@ -12,9 +13,9 @@ use keepcount::sql::{self, Dialect};
 use keepcount::{AsKey, Batch, Counter, Error, Key, KeyBuf, KeyError, MemoryStore, Schema, Store};
 use libfuzzer_sys::fuzz_target;
 
-/// In key order in memory.
+/// Kept in key order by a memory store.
 const PLACES: Counter<(i8, String, u8)> = Counter::new("places");
-/// In none.
+/// Kept in no order.
 const NAMES: Counter<String> = Counter::new("names");
 const SCHEMA: Schema = Schema::new(&[PLACES.table(), NAMES.table()]);
 
@@ -34,7 +35,7 @@ struct Place(i8, Text, u8);
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Text(String);
 
-/// A character a byte, so that those that an encoding may trip over are not rare.
+/// One character for each byte, so that characters that an encoding treats specially are frequent.
 impl<'a> Arbitrary<'a> for Text {
     fn arbitrary(input: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
         Ok(Self(Vec::<u8>::arbitrary(input)?.into_iter().map(char::from).collect()))
@@ -55,7 +56,7 @@ enum Part {
     Text(String),
 }
 
-/// A key, or its beginning, as values; and as the crate encodes it.
+/// A key, or its first parts, as values and as the crate encodes it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Both(Vec<Part>, KeyBuf);
 
@@ -107,7 +108,7 @@ fuzz_target!(|input: Input| {
     let store = MemoryStore::new(&SCHEMA);
     let (mut places, mut names) = (BTreeMap::new(), BTreeMap::new());
     for (place, total) in &input.totals {
-        // One that is there already may leave 64 bits.
+        // Added to an existing total, it may overflow.
         let mut batch = Batch::new();
         batch.add(PLACES, (place.0, &place.1.0, place.2), *total);
         if store.apply(&mut batch.clone()).is_ok() {
@@ -141,7 +142,7 @@ struct Range {
 
 impl Range {
     /// A bound is compared with as many parts of a key as it has.
-    fn has(&self, Both(key, _): &Both) -> bool {
+    fn contains(&self, Both(key, _): &Both) -> bool {
         let prefix = |bound: &Both| key.get(..bound.0.len()).unwrap().cmp(&bound.0);
         let starts = match &self.start {
             Bound::Unbounded => true,
@@ -169,14 +170,14 @@ impl Range {
         let range = range_of(start.as_ref().map(Vec::as_slice), end.as_ref().map(Vec::as_slice));
         let behind = range.clone().behind(&self.behind.1);
         for key in totals.keys().chain([&self.behind]) {
-            assert_eq!(range.contains(&key.1), self.has(key), "{range:?} {key:?}");
+            assert_eq!(range.contains(&key.1), self.contains(key), "{range:?} {key:?}");
             assert_eq!(
                 behind.contains(&key.1),
-                self.has(key) && *key > self.behind,
+                self.contains(key) && *key > self.behind,
                 "{behind:?} {key:?}"
             );
         }
-        let inside = || totals.iter().filter(|(key, total)| **total != 0 && self.has(key));
+        let inside = || totals.iter().filter(|(key, total)| **total != 0 && self.contains(key));
         read(
             store,
             counter,
@@ -195,7 +196,7 @@ impl Range {
     }
 }
 
-/// A store reads and sums what is inside.
+/// A store must read and sum what is inside.
 fn read<K: Key>(
     store: &MemoryStore,
     counter: Counter<K>,
@@ -219,7 +220,7 @@ fn read<K: Key>(
     }
 }
 
-/// A bound that is no key's beginning is refused, by whoever is asked.
+/// A bound that is not the beginning of a key is refused by every read, and by SQL.
 fn check_raw(store: &MemoryStore, range: &KeyRange) {
     for spec in SCHEMA.counters() {
         let found = Store::read_range(&mut &*store, spec.id(), range, usize::MAX);

@@ -1,21 +1,21 @@
-//! Schemas of every kind: none, plain, and one with rollups over three levels, whose counters the
-//! naive model of batches knows too.
+//! Schemas of every kind: empty, plain, and one with rollups over three levels, whose counters the
+//! naive model of batches has too.
 #![allow(dead_code)] // each target uses a part
 
 use keepcount::{Counter, Schema};
 use uuid::Uuid;
 
-/// Driven by rows; all plain.
+/// Driven by rows, and summed by no rollup.
 pub const ALL: Counter<()> = Counter::new("all");
 pub const WORDS: Counter<String> = Counter::new("words");
-/// Driven by rows, and summed.
+/// Driven by rows, and summed by rollups.
 pub const SET_VOTES: Counter<u8> = Counter::new("set.votes");
 pub const SET_DAYS: Counter<(u8, i8)> = Counter::new("set.days");
-/// Links: of a set to shows, and to the one site; of a show to artists.
+/// Memberships: of a set in shows, and in the one site; of a show with artists.
 pub const SET_SHOW: Counter<(u8, String)> = Counter::new("set.show");
 pub const SET_SITE: Counter<(u8, ())> = Counter::new("set.site");
 pub const SHOW_ARTIST: Counter<(String, u16)> = Counter::new("show.artist");
-/// Sums.
+/// Rollups.
 pub const SITE_VOTES: Counter<()> = Counter::new("site.votes").sum_of(SET_VOTES, SET_SITE);
 pub const SHOW_VOTES: Counter<String> = Counter::new("show.votes").sum_of(SET_VOTES, SET_SHOW);
 pub const SHOW_DAYS: Counter<(String, i8)> =

@@ -1,6 +1,6 @@
-//! Snapshots: bytes, and JSON, are refused with a reason or are one, within memory in proportion to
-//! them; what is damaged is refused; and one that somebody forged, checksum and all, is restored on
-//! any schema to a store that works, or says why not.
+//! Snapshots. Bytes, or JSON, are a snapshot or are refused with a reason, with memory in
+//! proportion to their length. A damaged snapshot is refused. A forged one with a valid checksum is
+//! restored on any schema to a working store, or is refused with a reason.
 #![no_main]
 #![allow(clippy::unwrap_used)]
 
@@ -17,8 +17,8 @@ use schemas::{SCHEMAS, SET_DAYS, SET_SHOW, SET_VOTES, WORDS};
 #[global_allocator]
 static MEMORY: Cap<System> = Cap::new(System, usize::MAX);
 
-/// What reading may take: so much for each byte, since two bytes can be a total, and what serde
-/// reserves before it has seen any.
+/// The memory that reading may take: so much for each byte, because two bytes can be a total; and
+/// what serde reserves before it has read any.
 const MEMORY_EACH: usize = 64;
 const MEMORY_FREE: usize = 4 << 20;
 
@@ -28,12 +28,12 @@ fuzz_target!(|data: &[u8]| {
     if let Some(snapshot) = read(data, Snapshot::from_bytes) {
         assert_eq!(snapshot.to_bytes().unwrap(), data);
     }
-    if let Some(snapshot) = read(&sealed(data), Snapshot::from_bytes) {
+    if let Some(snapshot) = read(&with_checksum(data), Snapshot::from_bytes) {
         check(&snapshot);
         check_damaged(&snapshot.to_bytes().unwrap(), data);
     }
     if let Ok(text) = std::str::from_utf8(data)
-        && let Ok(snapshot) = within(text.len(), || serde_json::from_str::<Snapshot>(text))
+        && let Ok(snapshot) = within_memory(text.len(), || serde_json::from_str::<Snapshot>(text))
     {
         check(&snapshot);
     }
@@ -41,7 +41,7 @@ fuzz_target!(|data: &[u8]| {
 
 /// Reads within memory in proportion to the bytes.
 fn read(bytes: &[u8], read: impl Fn(&[u8]) -> keepcount::Result<Snapshot>) -> Option<Snapshot> {
-    match within(bytes.len(), || read(bytes)) {
+    match within_memory(bytes.len(), || read(bytes)) {
         Ok(snapshot) => Some(snapshot),
         Err(Error::Snapshot { reason }) => {
             assert!(!reason.is_empty());
@@ -51,16 +51,16 @@ fn read(bytes: &[u8], read: impl Fn(&[u8]) -> keepcount::Result<Snapshot>) -> Op
     }
 }
 
-/// Whoever wants more is killed.
-fn within<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+/// Runs with a memory limit. More memory aborts the process.
+fn within_memory<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
     MEMORY.set_limit(MEMORY.allocated() + bytes * MEMORY_EACH + MEMORY_FREE).unwrap();
     let done = work();
     MEMORY.set_limit(usize::MAX).unwrap();
     done
 }
 
-/// A body that passes for a file's.
-fn sealed(body: &[u8]) -> Vec<u8> {
+/// The file with this body, and a valid header and checksum.
+fn with_checksum(body: &[u8]) -> Vec<u8> {
     let (format, len) = (2_u32.to_le_bytes(), (body.len() as u64).to_le_bytes());
     let mut file = [MAGIC, &format, &len, body].concat();
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
@@ -78,7 +78,7 @@ fn check(snapshot: &Snapshot) {
         check_restored(&schema, snapshot);
         let mut known = snapshot.clone();
         for lost in snapshot.orphaned(&schema) {
-            // One that comes twice went at once.
+            // A counter that is listed twice was dropped the first time.
             let _ = known.drop_counter(&lost);
         }
         assert!(known.orphaned(&schema).is_empty());
@@ -86,7 +86,7 @@ fn check(snapshot: &Snapshot) {
     }
 }
 
-/// A store that is a snapshot's is its own snapshot's too, and works.
+/// A restored store equals the store restored from its own snapshot, and works.
 fn check_restored(schema: &Schema, snapshot: &Snapshot) {
     let store = match MemoryStore::restore(schema, snapshot) {
         Ok(store) => store,
@@ -112,7 +112,7 @@ fn check_restored(schema: &Schema, snapshot: &Snapshot) {
     }
 }
 
-/// A file with some bytes flipped, cut out, put in, or from another file is refused.
+/// A file with bytes flipped, removed, inserted, or taken from another file is refused.
 fn check_damaged(file: &[u8], other: &[u8]) {
     let mixed = other.iter().fold(0_usize, |sum, byte| (sum * 31 + usize::from(*byte)) % 65_521);
     for at in [0, 16, 20, 28, file.len() - 8, mixed % file.len()] {

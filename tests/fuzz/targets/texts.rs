@@ -1,5 +1,5 @@
-//! Texts that people and files give: dates, half-lives, states of shows, ages of verifications.
-//! What is taken is what a plain reading of it says, and has one text of its own.
+//! Texts that people and files give: dates, half-lives, states of shows, ages of verifications. An
+//! accepted text means what a plain reading of it says, and is the only text of its value.
 #![no_main]
 #![allow(clippy::unwrap_used)]
 
@@ -44,7 +44,7 @@ fn date(text: &str) {
     }
 }
 
-/// Four digits, two, two; and a calendar that has the day.
+/// Four digits, two and two, and a day that the calendar has.
 fn is_date(text: &str) -> bool {
     let parts: Vec<&str> = text.split('-').collect();
     let [year, month, day] = parts.as_slice() else { return false };
@@ -74,7 +74,7 @@ fn half_life(text: &str) {
     }
 }
 
-/// A number above 0, and its unit.
+/// A number above 0 with its unit.
 fn seconds_of(text: &str) -> Option<i64> {
     let (number, unit) = [("s", 1), ("h", 3_600), ("d", 86_400)]
         .into_iter()
@@ -88,7 +88,7 @@ fn seconds_of(text: &str) -> Option<i64> {
     seconds.checked_mul(unit).filter(|seconds| *seconds > 0)
 }
 
-/// What is no counter of a schema's says nothing of it.
+/// Entries for counters that are not the schema's are ignored.
 fn freshness(saved: &Freshness) {
     let json = serde_json::to_string(saved).unwrap();
     assert_eq!(serde_json::from_str::<Freshness>(&json).unwrap(), *saved);

@@ -1,6 +1,5 @@
-//! Resume tokens: any text is refused as a token, or is the one text of one; what is damaged is
-//! refused; and one that somebody forged, checksum and all, is no way to a panic in a run that
-//! resumes it.
+//! Resume tokens. Any text is refused, or is the only text of a token. A damaged token is refused.
+//! A forged one with a valid checksum never makes a run that resumes it panic.
 #![no_main]
 #![allow(clippy::unwrap_used)]
 
@@ -15,7 +14,7 @@ use libfuzzer_sys::fuzz_target;
 
 use schemas::SCHEMAS;
 
-/// Where a token's bytes hold the fingerprint of the schema.
+/// The bytes of a token that hold the schema's fingerprint.
 const SCHEMA: std::ops::Range<usize> = 10..18;
 const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
 
@@ -26,21 +25,21 @@ fuzz_target!(|data: &[u8]| {
         check_damaged(text);
         SCHEMAS.iter().for_each(|schema| check_resumed(&token, schema));
     }
-    // The same as a token's bytes, with the checksum that a mutation seldom hits; of each schema in
-    // turn.
-    read(&sealed(data));
+    // The input as a token's bytes, with the checksum that a mutation rarely hits; and with the
+    // fingerprint of each schema.
+    read(&with_checksum(data));
     for schema in SCHEMAS {
         let mut raw = data.to_vec();
         if let Some(fingerprint) = raw.get_mut(SCHEMA) {
             fingerprint.copy_from_slice(&schema.fingerprint().to_be_bytes());
-            if let Some(token) = read(&sealed(&raw)) {
+            if let Some(token) = read(&with_checksum(&raw)) {
                 check_resumed(&token, &schema);
             }
         }
     }
 });
 
-/// A token has one text, in words and in JSON.
+/// Parses a token. It has one text, also in JSON.
 fn read(text: &str) -> Option<Token> {
     let parsed = text.parse::<Token>();
     assert_eq!(serde_json::from_value::<Token>(text.into()).is_ok(), parsed.is_ok());
@@ -57,14 +56,14 @@ fn read(text: &str) -> Option<Token> {
     }
 }
 
-/// Whatever becomes of one byte of a token, or of its length, the checksum tells.
+/// The checksum detects a change of any one byte of a token, or of its length.
 fn check_damaged(text: &str) {
-    let whole = opened(text);
+    let whole = token_bytes(text);
     let (raw, sum) = whole.split_last_chunk::<4>().unwrap();
     for at in 0..raw.len() {
         let mut damaged = raw.to_vec();
         damaged[at] ^= 1 << (raw[at] % 8);
-        // 32 bits are not enough for all that can be forged.
+        // A checksum of 32 bits cannot detect every change.
         if checksum(&damaged) != *sum {
             let damaged = encoded(&[&damaged[..], sum].concat());
             assert!(damaged.parse::<Token>().is_err(), "{text}, {damaged}");
@@ -76,7 +75,7 @@ fn check_damaged(text: &str) {
     }
 }
 
-/// A run goes on from a token to its end, or says why not.
+/// A run resumes from a token and reaches its end, or is refused with a reason.
 fn check_resumed(token: &Token, schema: &Schema) {
     let resume = |mode, token: &Token| Reconciler::resume(mode, schema, token, Options::default());
     let mut modes = 0;
@@ -88,34 +87,37 @@ fn check_resumed(token: &Token, schema: &Schema) {
                 assert_eq!(
                     resume(mode, &again).unwrap().token(),
                     Some(again.clone()),
-                    "where it is, there it goes on"
+                    "a token resumes where it was taken"
                 );
-                let raw = opened(&again.to_string());
+                let raw = token_bytes(&again.to_string());
                 let identity = u64::from_be_bytes(*raw[SCHEMA.end..].first_chunk().unwrap());
                 let report =
-                    run(&mut resumed, &mut Nothing { identity }, &mut SystemRuntime::new())
+                    run(&mut resumed, &mut EmptyAudit { identity }, &mut SystemRuntime::new())
                         .unwrap();
                 assert!(report.complete() && report.token.is_none());
                 let other = run(
                     &mut resume(mode, token).unwrap(),
-                    &mut Nothing { identity: !identity },
+                    &mut EmptyAudit { identity: !identity },
                     &mut SystemRuntime::new(),
                 );
-                assert!(matches!(other, Err(Error::Token { .. })), "of other totals");
+                assert!(
+                    matches!(other, Err(Error::Token { .. })),
+                    "a token of other totals is refused"
+                );
             }
             Err(Error::Token { .. } | Error::InvalidUse { .. }) => {}
             Err(other) => panic!("{other}"),
         }
     }
-    assert!(modes < 2, "a token is of one mode");
+    assert!(modes < 2, "a token belongs to one mode");
 }
 
-/// Totals and rows of which there are none.
-struct Nothing {
+/// An audit without totals and rows.
+struct EmptyAudit {
     identity: u64,
 }
 
-impl Audit for Nothing {
+impl Audit for EmptyAudit {
     fn identity(&mut self) -> Result<u64> {
         Ok(self.identity)
     }
@@ -133,23 +135,23 @@ impl Audit for Nothing {
     }
 
     fn repair(&mut self, ask: &RepairRequest) -> Result<Repaired> {
-        panic!("nothing is to be repaired: {ask:?}");
+        panic!("a repair without drift: {ask:?}");
     }
 }
 
-/// A token of these bytes, checksum and all.
-fn sealed(raw: &[u8]) -> String {
+/// The token with these bytes and a valid checksum.
+fn with_checksum(raw: &[u8]) -> String {
     encoded(&[raw, &checksum(raw)].concat())
 }
 
-/// 64-bit FNV-1a, both halves folded into one.
+/// 64-bit FNV-1a, the XOR of its halves.
 fn checksum(bytes: &[u8]) -> [u8; 4] {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     let [a, b, c, d, rest @ ..] = bytes.iter().fold(0xcbf2_9ce4_8422_2325, step).to_be_bytes();
     (u32::from_be_bytes([a, b, c, d]) ^ u32::from_be_bytes(rest)).to_be_bytes()
 }
 
-/// Five bits a digit, the last one filled up with zeros.
+/// Five bits a digit, the last digit padded with zeros.
 fn encoded(bytes: &[u8]) -> String {
     let bit = |at: usize| bytes.get(at / 8).map_or(0, |byte| usize::from(byte >> (7 - at % 8) & 1));
     let digits = (0..bytes.len() * 8).step_by(5);
@@ -158,8 +160,8 @@ fn encoded(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// The bytes of a text that is a token.
-fn opened(text: &str) -> Vec<u8> {
+/// The bytes of a token's text.
+fn token_bytes(text: &str) -> Vec<u8> {
     let digit = |char: u8| DIGITS.iter().position(|digit| *digit == char).unwrap();
     let bits: Vec<usize> =
         text.bytes().flat_map(|char| (0..5).rev().map(move |bit| digit(char) >> bit & 1)).collect();

@@ -1,13 +1,13 @@
-//! Single faults in the core, each to be caught by the tests: `just mutants [TEXT [all]]`, for
-//! those whose names have the text.
+//! Tests whether the tests catch single faults in the core: `just mutants [TEXT [all]]`, for the
+//! faults whose names contain TEXT.
 //!
-//! cargo-mutants says which faults there are (`.cargo/mutants.toml`), but builds the crate anew for
-//! each, which takes hours. Here they are in one build, each behind a switch that the environment
-//! sets; but those that the compiler itself evaluates, which are only counted. A fault is held
-//! against the tests that reach it, until one of them fails: against the fast ones, if any of them
-//! reach it, and with `all` against every one. What is found stays in target/mutants/outcomes.txt:
-//! the next run tries what was not caught, and what is in a file that changed. Remove it where
-//! tests were taken away.
+//! cargo-mutants lists the faults (`.cargo/mutants.toml`), but builds the crate anew for each,
+//! which takes hours. Here all faults are in one build, each behind a switch that the environment
+//! sets. Faults in code that the compiler evaluates have no switch, and are only counted. A fault
+//! is run against the tests that reach it until one of them fails: against the fast ones if any of
+//! them reach it, and with `all` against every one. Results are kept in
+//! target/mutants/outcomes.txt. The next run tries the faults that were not caught, and those in
+//! files that changed. Remove that file after you remove tests.
 
 mod plant;
 mod run;
@@ -28,8 +28,8 @@ use plant::Mutant;
 use run::{Verdict, run};
 use tree::Suite;
 
-/// What runs for a fault, a binary or a module of one: all that takes seconds, and never fails
-/// without one.
+/// The suites that run for a fault, each a test binary or a module of one: all that take seconds
+/// and never fail without a fault.
 const SUITES: &[&str] = &[
     "lib",
     "counters::bad_input",
@@ -65,11 +65,11 @@ const SUITES: &[&str] = &[
     "monitoring",
     "simulation",
 ];
-/// Suites that take longer are for faults that no other reaches; and for all that were missed, by
+/// Slower suites run only for faults that no faster suite reaches; and for all missed faults, with
 /// `just mutants TEXT all`.
 const SLOW: Duration = Duration::from_millis(2_600);
 const WORKERS: usize = 2;
-/// A test that hangs is stopped after so many times what it takes without a fault, and some
+/// A suite that hangs is stopped after this multiple of its time without a fault, plus these
 /// seconds.
 const PATIENCE: u32 = 4;
 const PATIENCE_MORE: Duration = Duration::from_secs(6);
@@ -137,7 +137,7 @@ fn main() -> io::Result<ExitCode> {
         );
         suites.push(measured);
     }
-    // Those first that take no time.
+    // Faults with fast suites come first.
     let soonest = |id: u32| {
         suites.iter().filter(|suite| suite.reached.contains(&id)).map(|suite| suite.time).min()
     };
@@ -176,7 +176,7 @@ fn listed(root: &Path) -> io::Result<Vec<Mutant>> {
     Ok(serde_json::from_slice(&said.stdout)?)
 }
 
-/// What an outcome is known by: the fault's name, and a hash of its file without its tests.
+/// The key of each fault's outcome: its name, and a hash of its file without the file's tests.
 fn keys(root: &Path, mutants: &[Mutant]) -> io::Result<Vec<String>> {
     let mut hashes: HashMap<&str, u64> = HashMap::new();
     for mutant in mutants {
@@ -206,8 +206,8 @@ fn note(outcomes: &Path, outcome: &str, key: &str) -> io::Result<()> {
     writeln!(file, "{outcome} {key}")
 }
 
-/// Runs a suite without a fault, unless it is as it was: which faults it would see, and how long it
-/// takes; none if it fails.
+/// Runs a suite without a fault, unless its binary has not changed since the last time. Returns
+/// which faults it reaches and how long it takes, or None if it fails.
 fn measure(home: &Path, tree: &Path, suite: Suite) -> io::Result<Option<Measured>> {
     let known = home.join(format!("reached-{}.txt", suite.name.replace("::", "-")));
     let listened = known.with_extension("new");
@@ -236,11 +236,11 @@ fn measure(home: &Path, tree: &Path, suite: Suite) -> io::Result<Option<Measured
     Ok(Some(Measured { suite, time, reached: ids(&reached) }))
 }
 
-/// How often each suite was tried for a file's faults, and how often it caught one.
+/// How often each suite was tried for the faults of a file, and how often it caught one.
 type Luck = HashMap<(String, String), (u32, u32)>;
 
-/// Holds a fault against the tests that reach it: first those that are likely to catch it soon, as
-/// others of its file.
+/// Runs a fault against the suites that reach it. Suites that are likely to catch it soon come
+/// first, by how they did with other faults of the file.
 fn try_one(
     tree: &Path,
     suites: &[Measured],
@@ -283,7 +283,7 @@ fn try_one(
     Ok((if reached { "missed" } else { "unreached" }, String::new()))
 }
 
-/// Whether nothing was missed.
+/// Prints the outcomes. Returns whether no fault was missed.
 fn summary(outcomes: &Path, mutants: &[Mutant], keys: &[String]) -> bool {
     let known = known(outcomes);
     let of = |key: &String| known.get(key).map_or("not tried", String::as_str);

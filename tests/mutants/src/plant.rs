@@ -1,5 +1,6 @@
-//! Writes faults into a file's source, each behind a switch, so that one build has all of them. They are cargo-mutants', but that an operator keeps its
-//! operands: of `a - b * c` it makes `a - b + c`, and this `a - (b + c)`.
+//! Writes faults into a file's source, each behind a switch, so that one build has all of them.
+//! They are those of cargo-mutants, but an operator keeps its operands: for `a - b * c`
+//! cargo-mutants writes `a - b + c`, and this module `a - (b + c)`.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -23,7 +24,7 @@ struct Place {
     start: Position,
 }
 
-/// Both count from 1.
+/// Line and column count from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
 struct Position {
     line: usize,
@@ -36,30 +37,30 @@ impl From<proc_macro2::LineColumn> for Position {
     }
 }
 
-/// A file with its faults.
+/// A file's source with its faults.
 #[derive(Debug, Default)]
 pub struct Planted {
     pub text: String,
-    /// Where in the text each fault's own code is, and of which it is.
+    /// The range of each fault's code in the text, with the fault's number.
     pub own: Vec<(Range<usize>, u32)>,
-    /// Those among them that guard a pattern instead of deleting it.
+    /// The positions of the faults that disable a match arm by a guard instead of deleting it.
     pub arms: Vec<(usize, u32)>,
-    /// Those that have no switch, as what they are in is evaluated by the compiler, or has a type
-    /// that only the compiler knows; and those for which no place was found.
+    /// Faults without a switch, because the compiler evaluates their code or infers its type; and
+    /// those whose place was not found.
     pub apart: Vec<u32>,
-    /// Those of which it is plain that they do not compile.
+    /// Faults that certainly do not compile.
     pub unviable: Vec<u32>,
 }
 
 impl Planted {
-    /// The faults whose code is there.
+    /// The faults whose code overlaps this range.
     pub fn at(&self, place: &Range<usize>) -> Vec<u32> {
         let overlap = |own: &Range<usize>| own.start < place.end && place.start < own.end;
         self.own.iter().filter(|(own, _)| overlap(own)).map(|(_, id)| *id).collect()
     }
 }
 
-/// Plants faults, of one file, given with their switches' numbers.
+/// Plants the faults of one file. Each comes with the number of its switch.
 pub fn plant(source: &str, mutants: &[(u32, &Mutant)]) -> syn::Result<Planted> {
     let mut by_place: HashMap<(&str, Position), Vec<(u32, &Mutant)>> = HashMap::new();
     for (id, mutant) in mutants {
@@ -77,8 +78,8 @@ pub fn plant(source: &str, mutants: &[(u32, &Mutant)]) -> syn::Result<Planted> {
     let Planter { by_place, mut inserts, mut apart, unviable, .. } = visitor;
     apart.extend(by_place.into_values().flatten().map(|(id, _)| id));
 
-    // At one place: what closes an inner expression, what closes an outer one, what opens an outer
-    // one, what opens an inner one.
+    // The order at one position: close an inner expression, close an outer one, open an outer one,
+    // open an inner one.
     inserts.sort_by_key(|insert| {
         (insert.at, insert.opens, if insert.opens { insert.order } else { -insert.order })
     });
@@ -108,7 +109,7 @@ struct Insert {
 struct Planter<'s> {
     source: &'s str,
     by_place: HashMap<(&'s str, Position), Vec<(u32, &'s Mutant)>>,
-    /// In how many constants this is.
+    /// The number of constants around the current node.
     constants: usize,
     inserts: Vec<Insert>,
     apart: Vec<u32>,
@@ -128,7 +129,7 @@ fn has_let(expr: &syn::Expr) -> bool {
 }
 
 impl<'s> Planter<'s> {
-    /// The faults at a place, but those without a switch.
+    /// The faults at a place. In a constant there are none, because they cannot have a switch.
     fn take(&mut self, genre: &'static str, at: proc_macro2::LineColumn) -> Vec<(u32, &'s Mutant)> {
         let found = self.by_place.remove(&(genre, at.into())).unwrap_or_default();
         if self.constants == 0 {
@@ -147,7 +148,7 @@ impl<'s> Planter<'s> {
         self.inserts.push(Insert { at, opens, order, parts });
     }
 
-    /// Puts others in the place of an expression, each behind its switch.
+    /// Replaces an expression by a choice of others, each behind its switch.
     fn choose(&mut self, of: &impl Spanned, others: Vec<(u32, String)>) {
         if others.is_empty() {
             return;
@@ -238,7 +239,7 @@ impl<'ast> Visit<'ast> for Planter<'_> {
     fn visit_expr_binary(&mut self, item: &'ast syn::ExprBinary) {
         let found = self.take("BinaryOperator", item.op.span().start());
         let (left, right) = (self.text(&item.left), self.text(&item.right));
-        // `if let` goes with `&&` alone.
+        // `if let` allows `&&` alone.
         let lets = has_let(&item.left) || has_let(&item.right);
         self.unviable.extend(found.iter().filter(|_| lets).map(|(id, _)| *id));
         let found = if lets { Vec::new() } else { found };
@@ -277,13 +278,13 @@ impl<'ast> Visit<'ast> for Planter<'_> {
         visit::visit_expr_struct(self, item);
     }
 
-    /// cargo-mutants deletes no arm that has a guard.
+    /// cargo-mutants does not delete an arm that has a guard.
     fn visit_arm(&mut self, item: &'ast syn::Arm) {
         if let Some((_, guard)) = &item.guard {
-            let constants = self.take("MatchArmGuard", guard.span().start());
-            let behind = ")".repeat(constants.len());
+            let found = self.take("MatchArmGuard", guard.span().start());
+            let behind = ")".repeat(found.len());
             let (yes, no): (Vec<_>, Vec<_>) =
-                constants.into_iter().partition(|(_, mutant)| mutant.replacement == "true");
+                found.into_iter().partition(|(_, mutant)| mutant.replacement == "true");
             let yes = yes.iter().map(|(id, _)| format!("{} || (", switch(*id)));
             let no = no.iter().map(|(id, _)| format!("!{} && (", switch(*id)));
             let before = yes.chain(no).collect();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::tree::Suite;
 
-/// What a test binary says to a fault.
+/// The result of a test binary with a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     Passed,
@@ -17,10 +17,10 @@ pub enum Verdict {
     TimedOut,
 }
 
-/// Nothing of the crate's tests needs a tenth of it.
+/// Ten times what any of the crate's tests needs.
 const MEMORY_KIB: u64 = 8 << 20;
 
-/// Runs a test binary with settings in its environment, for so long at most.
+/// Runs a test binary with settings in its environment, for at most `most`.
 pub fn run(
     tree: &Path,
     suite: &Suite,
@@ -65,7 +65,7 @@ pub fn run(
         Err(RecvTimeoutError::Disconnected) => None,
     };
     if verdict.is_some() {
-        // What it started goes with it.
+        // Kills the whole process group, with the processes that it started.
         let group = format!("-{}", child.id());
         let _ = Command::new("kill").args(["-KILL", "--", &group]).stderr(Stdio::null()).status();
     }

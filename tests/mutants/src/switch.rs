@@ -1,5 +1,5 @@
-//! Which fault is on: this file becomes `src/mutant.rs` of the crate's copy. It reads the
-//! environment, so that children of a test have the fault too.
+//! The switches of the faults. This file becomes `src/mutant.rs` of the crate's copy. It reads the
+//! environment, so that child processes of a test have the fault too.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{LazyLock, Mutex};
 
 const NONE: u32 = u32::MAX - 2;
-/// None is on, and those that are asked for are written down.
+/// No fault is on, and the faults that are asked for are recorded.
 const LISTENING: u32 = u32::MAX - 1;
 const UNKNOWN: u32 = u32::MAX;
 static ON: AtomicU32 = AtomicU32::new(UNKNOWN);
 
-/// In what the compiler evaluates, nothing is on.
+/// In code that the compiler evaluates, no fault is on.
 #[inline(always)]
 pub const fn on(id: u32) -> bool {
     core::intrinsics::const_eval_select((id,), never, is_on)

@@ -12,7 +12,7 @@ use crate::plant::{Mutant, Planted, plant};
 
 const SWITCH: &str = include_str!("switch.rs");
 
-/// So that a constant function can ask too, wherever it runs.
+/// Lets a constant function ask for its switch at run time.
 const FEATURES: &str =
     "#![feature(core_intrinsics, const_eval_select)]\n#![allow(internal_features)]\n";
 
@@ -21,7 +21,7 @@ const FEATURES: &str =
 pub struct Suite {
     pub name: String,
     pub path: PathBuf,
-    /// What the names of its tests begin with; empty where it is the whole binary.
+    /// The prefix of its tests' names. Empty if it is the whole binary.
     pub within: String,
 }
 
@@ -29,7 +29,7 @@ pub struct Suite {
 #[derive(Debug, Default)]
 pub struct Left {
     pub unviable: BTreeSet<u32>,
-    /// Those that have no switch; cargo-mutants itself can try them.
+    /// Faults without a switch. cargo-mutants itself can try them.
     pub apart: BTreeSet<u32>,
 }
 
@@ -39,7 +39,7 @@ impl Left {
     }
 }
 
-/// Copies what git knows of, but the files that faults are planted into.
+/// Copies the files that git lists, except those that faults are planted into.
 pub fn copy(root: &Path, tree: &Path, mutants: &[Mutant]) -> io::Result<()> {
     let listed = Command::new("git")
         .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
@@ -62,7 +62,7 @@ pub fn copy(root: &Path, tree: &Path, mutants: &[Mutant]) -> io::Result<()> {
     write_if_other(&tree.join("src/lib.rs"), format!("{FEATURES}{lib}\nmod mutant;\n").as_bytes())
 }
 
-/// So that cargo builds no more than it has to.
+/// Writes only a file that changes, so that cargo rebuilds no more than necessary.
 fn write_if_other(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if std::fs::read(path).is_ok_and(|known| known == bytes) {
         Ok(())
@@ -71,7 +71,7 @@ fn write_if_other(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Plants faults, leaving out more and more of them until the rest compiles.
+/// Plants faults, and leaves out those that do not compile until the rest compiles.
 pub fn plant_all(root: &Path, tree: &Path, mutants: &[Mutant], mut left: Left) -> io::Result<Left> {
     let mut by_file: BTreeMap<&str, Vec<(u32, &Mutant)>> = BTreeMap::new();
     for (id, mutant) in (0..).zip(mutants) {
@@ -100,7 +100,7 @@ pub fn plant_all(root: &Path, tree: &Path, mutants: &[Mutant], mut left: Left) -
         }
         let before = (left.unviable.len(), left.apart.len());
         for error in &errors {
-            // Guards are nothing to the compiler where it looks whether a match has all cases.
+            // A guarded arm does not count when the compiler checks whether a match is exhaustive.
             if error["code"]["code"] == "E0004" {
                 left.apart.extend(next_arm(error, &planted));
             } else {
@@ -112,7 +112,7 @@ pub fn plant_all(root: &Path, tree: &Path, mutants: &[Mutant], mut left: Left) -
             let texts: Vec<&str> =
                 errors.iter().filter_map(|error| error["rendered"].as_str()).collect();
             return Err(io::Error::other(format!(
-                "what does not compile is none of the faults:\n{}",
+                "the errors are not in the faults:\n{}",
                 texts.join("\n")
             )));
         }
@@ -145,8 +145,8 @@ fn culprits(error: &Value, planted: &BTreeMap<&str, Planted>) -> Vec<u32> {
     let of = |span: &Value| {
         place(span, planted).map(|(file, place)| file.at(&place)).unwrap_or_default()
     };
-    // The narrowest that says something: an error over a whole expression points at all faults
-    // within.
+    // The narrowest span that contains a fault: an error over a whole expression points at all
+    // faults within it.
     let width = |span: &Value| {
         span["byte_end"].as_u64().unwrap_or(0) - span["byte_start"].as_u64().unwrap_or(0)
     };
@@ -159,7 +159,7 @@ fn culprits(error: &Value, planted: &BTreeMap<&str, Planted>) -> Vec<u32> {
     found.into_iter().next().map(|(_, ids)| ids).unwrap_or_default()
 }
 
-/// Builds the tests; gives the suites in their binaries.
+/// Builds the tests. Returns the suites with their binaries.
 pub fn tests(tree: &Path, suites: &[&str]) -> io::Result<Vec<Suite>> {
     let binary = |name: &str| name.split("::").next().unwrap_or(name).to_owned();
     let binaries: BTreeSet<String> = suites.iter().map(|name| binary(name)).collect();
@@ -187,7 +187,7 @@ pub fn tests(tree: &Path, suites: &[&str]) -> io::Result<Vec<Suite>> {
     found.ok_or_else(|| io::Error::other(format!("the tests do not build: {built:?}")))
 }
 
-/// What cargo says, a line each. That it does not compile is no error here.
+/// Cargo's messages, one for each line. A build that fails to compile is not an error here.
 fn cargo(tree: &Path, arguments: &[&str]) -> io::Result<Vec<Value>> {
     let said = Command::new("cargo")
         .args(arguments)

@@ -1,4 +1,4 @@
-//! Rows and totals of every kind of key, damage done to them, and what plain SQL says of them.
+//! Rows and totals for every kind of key, damage to the totals, and their drift by plain SQL.
 
 use crate::support::postgres::{Server, connect};
 use keepcount::reconcile::{
@@ -9,7 +9,7 @@ use keepcount::{AsKey, Counter, Key, PostgresStore, Record, Result, Schema, Tall
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
-/// A kind of key: the columns of its rows, and the expressions that make them of a number `i`.
+/// A kind of key: the columns of its rows, and the expressions that compute them from a number `i`.
 pub trait Kind: Sized + Send + Sync + 'static {
     type Key: Key + AsKey<Self::Key> + Clone + Send + Sync;
     const COUNTER: Counter<Self::Key>;
@@ -49,7 +49,7 @@ kind!(Whole, (), "of.all", [], |_| Ok(()));
 kind!(Integer, i64, "of.integer", [("k", "INT4", "i - 40")], |row| Ok(row
     .try_get::<_, i32>(0)?
     .into()));
-// Upper and lower case, beyond ASCII, and with what languages pass over.
+// Upper and lower case, letters beyond ASCII, and characters that languages ignore when they sort.
 kind!(
     Text,
     String,
@@ -89,14 +89,14 @@ impl<T: Kind> Record for Item<T> {
     }
 }
 
-/// Something of each column, with commas behind.
-fn of_columns<T: Kind>(
+/// Joins a text for each column, with a comma after each.
+fn join_columns<T: Kind>(
     what: impl Fn(&(&'static str, &'static str, &'static str)) -> String,
 ) -> String {
     T::COLUMNS.iter().map(|column| what(column) + ", ").collect()
 }
 
-/// The columns of the totals' table, and of a row, in the same order.
+/// The key columns of the totals' table, and of a row, in the same order.
 pub fn key_columns<T: Kind>() -> (Vec<String>, Vec<&'static str>) {
     let keys = match T::COLUMNS.len() {
         0 => Vec::new(),
@@ -127,9 +127,9 @@ pub fn source<T: Kind>(by_tally: bool) -> PostgresRows<'static> {
     rows.columns(&columns).key(T::COUNTER, key)
 }
 
-/// Rows of 300 keys, some without one, and right totals.
+/// Writes rows of 300 keys and one row without a key, and exact totals.
 pub async fn fill<T: Kind>(client: &mut Client) {
-    let columns: String = of_columns::<T>(|(name, kind, _)| format!("{name} {kind}"));
+    let columns: String = join_columns::<T>(|(name, kind, _)| format!("{name} {kind}"));
     let indexed: Vec<String> = T::COLUMNS
         .iter()
         .map(|(name, kind, _)| match *kind {
@@ -142,9 +142,9 @@ pub async fn fill<T: Kind>(client: &mut Client) {
     } else {
         format!("CREATE INDEX ON items ({});", indexed.join(", "))
     };
-    let made: String = of_columns::<T>(|(.., made)| (*made).to_owned());
-    let names = of_columns::<T>(|(name, ..)| (*name).to_owned());
-    let nothing = of_columns::<T>(|_| "NULL".to_owned());
+    let made: String = join_columns::<T>(|(.., made)| (*made).to_owned());
+    let names = join_columns::<T>(|(name, ..)| (*name).to_owned());
+    let nothing = join_columns::<T>(|_| "NULL".to_owned());
     let text = format!(
         "CREATE TABLE items (id BIGSERIAL, {columns}amount INT, spam BOOL NOT NULL); {index}
          INSERT INTO items ({names}amount, spam) SELECT {made}(n * 7 + i) % 11 - 3, (i + n) % 9 = 0
@@ -177,10 +177,10 @@ pub async fn refill<T: Kind>(client: &Client) {
     client.batch_execute(&text).await.unwrap();
 }
 
-/// Totals that are wrong, missing, and of no row.
+/// Makes totals wrong, deletes totals, and adds orphans.
 pub async fn damage<T: Kind>(client: &Client) {
     let table = T::COUNTER.id().name().replace('.', "_");
-    let made: String = of_columns::<T>(|(.., made)| (*made).to_owned());
+    let made: String = join_columns::<T>(|(.., made)| (*made).to_owned());
     let text = if T::COLUMNS.is_empty() {
         format!("UPDATE {table} SET total = total + 5")
     } else {
@@ -192,13 +192,14 @@ pub async fn damage<T: Kind>(client: &Client) {
     client.batch_execute(&text).await.unwrap();
 }
 
-/// How many keys are wrong, missing, of no row, by plain SQL; all 0 where totals are exact.
+/// The numbers of keys that are wrong, missing and orphans, by plain SQL; all 0 if totals are
+/// exact.
 pub async fn drift<T: Kind>(client: &Client) -> (u64, u64, u64) {
     let table = T::COUNTER.id().name().replace('.', "_");
     let (keys, names) = key_columns::<T>();
     let own: Vec<String> =
         keys.iter().zip(&names).map(|(key, name)| format!("{key} AS {name}, ")).collect();
-    let (own, theirs) = (own.concat(), of_columns::<T>(|(name, ..)| (*name).to_owned()));
+    let (own, theirs) = (own.concat(), join_columns::<T>(|(name, ..)| (*name).to_owned()));
     let (given, group) = match names.first() {
         None => (String::new(), String::new()),
         Some(first) => {
@@ -226,7 +227,7 @@ pub async fn run_whole(
     run_async(&mut reconciler, audit, &mut TokioRuntime::new()).await
 }
 
-pub fn kinds_of(report: &Report) -> (u64, u64, u64) {
+pub fn drift_kinds(report: &Report) -> (u64, u64, u64) {
     let counter = &report.counters[0];
     (counter.wrong, counter.missing, counter.orphan)
 }
@@ -239,7 +240,7 @@ pub async fn database(server: &Server) -> Client {
     connect(&server.database().await).await
 }
 
-/// An audit of one kind's items.
+/// An audit whose source is the items of one kind.
 pub async fn audit<T: Kind>(client: &mut Client) -> PostgresAudit<'_> {
     let mut audit = PostgresAudit::new(client, &T::SCHEMA).await.unwrap();
     audit.add(source::<T>(false)).await.unwrap();

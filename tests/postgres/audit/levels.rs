@@ -1,4 +1,4 @@
-//! Rollups with and without suffixes, memberships that dangle, keys by epoch, and what was pruned.
+//! Rollups with and without suffixes, dangling memberships, keys by day, and pruned totals.
 
 use keepcount::reconcile::audit::{PageRequest, Probe, RepairRequest};
 use keepcount::reconcile::{
@@ -9,7 +9,7 @@ use keepcount::{AsyncStore, Batch, Counter, Error, KeyBuf, PostgresStore, Record
 use tokio_postgres::Client;
 
 use super::items::{connect_again, database, run_whole, text_of};
-use crate::support::postgres::{A_LOCK_IS_WAITED_FOR, connect, shared, wait_until};
+use crate::support::postgres::{LOCK_WAIT_EXISTS, connect, shared, wait_until};
 
 const DAY: i64 = 86_400;
 const VOTES: Counter<i64> = Counter::new("setlist.votes");
@@ -69,8 +69,8 @@ impl Record for Show {
     }
 }
 
-/// 150 setlists of 40 shows of 9 artists, with votes of days before 1970 and after; some setlists
-/// are of no show.
+/// 150 setlists of 40 shows of 9 artists, with votes on days before 1970 and after; some setlists
+/// have no show.
 const ROWS: &str = r#"
     CREATE TABLE votes (setlist INT, at BIGINT, amount INT);
     CREATE INDEX ON votes (setlist, at);
@@ -109,7 +109,7 @@ const EXPECTED: &[(&str, &str)] = &[
     ),
 ];
 
-/// How many totals are not right, of each table.
+/// The number of totals that are not exact, of each table.
 async fn drift(client: &Client) -> Vec<i64> {
     let mut all = Vec::new();
     for (table, expected) in EXPECTED {
@@ -146,7 +146,7 @@ async fn audit(client: &mut Client) -> PostgresAudit<'_> {
 }
 
 async fn filled(server: &crate::support::postgres::Server) -> Client {
-    // Texts of keys sort by bytes, whatever the database does.
+    // Texts sort by bytes, whatever the collation of the database.
     let mut client = connect(&server.database_of_language("en-US").await).await;
     client.batch_execute(ROWS).await.unwrap();
     PostgresStore::new(&mut client, &SCHEMA).create_pending_backfill().await.unwrap();
@@ -163,7 +163,7 @@ async fn a_backfill_fills_every_level_and_makes_it_ready() {
     assert_eq!(drift(&client).await, [0; 8]);
     let mut store = PostgresStore::new(&mut client, &SCHEMA);
     assert!(store.unready().await.unwrap().is_empty());
-    // And the hooks keep it.
+    // The hooks keep it ready and exact.
     let mut batch = Batch::new();
     batch.insert(&Vote { setlist: 3, at: 5 * DAY, amount: 4 });
     store.apply(&mut batch).await.unwrap();
@@ -181,7 +181,7 @@ async fn rollups_are_verified_and_repaired_level_by_level_at_every_page() {
     for page in [1, 7, 1000] {
         for (at, (table, expected)) in EXPECTED.iter().enumerate() {
             if matches!(at, 2 | 3) {
-                // A membership is there or not.
+                // A membership is 1 or absent, so none is made wrong.
                 let orphan = if at == 2 { "SELECT 7, 900 + k, 1" } else { "SELECT k, 'nobody', 1" };
                 let text = format!(
                     "DELETE FROM {table} WHERE key_1 % 5 = 2; INSERT INTO {table} {orphan} FROM generate_series(1, 3) AS k"
@@ -209,8 +209,8 @@ async fn rollups_are_verified_and_repaired_level_by_level_at_every_page() {
     }
 }
 
-/// The keys of a rollup are compared with what is stored a level below: each kind of damage is one
-/// drift, at its key.
+/// The keys of a rollup are compared with the stored totals one level below: each kind of damage is
+/// one drift, at its key.
 #[tokio::test]
 async fn a_rollup_with_a_suffix_pages_through_the_suffixes_of_one_parent() {
     let Some(server) = shared() else { return };
@@ -248,7 +248,7 @@ async fn a_rollup_with_a_suffix_pages_through_the_suffixes_of_one_parent() {
 }
 
 #[tokio::test]
-async fn memberships_whose_parent_is_not_there_are_reported_as_dangling() {
+async fn memberships_whose_parent_is_missing_are_reported_as_dangling() {
     let Some(server) = shared() else { return };
     let mut client = filled(server).await;
     client.batch_execute("DELETE FROM shows WHERE id IN (7, 12)").await.unwrap();
@@ -273,10 +273,10 @@ async fn memberships_whose_parent_is_not_there_are_reported_as_dangling() {
     }
 }
 
-/// A run over a part of the memberships reported those behind its last key too, which are
-/// another's.
+/// A run over a part of the memberships used to report those after its last key too, which belong
+/// to another run.
 #[tokio::test]
-async fn memberships_behind_the_last_key_that_is_asked_for_are_not_reported() {
+async fn dangling_memberships_after_the_last_requested_key_are_not_reported() {
     let Some(server) = shared() else { return };
     let mut client = filled(server).await;
     client.batch_execute("DELETE FROM shows").await.unwrap();
@@ -290,7 +290,7 @@ async fn memberships_behind_the_last_key_that_is_asked_for_are_not_reported() {
 }
 
 #[tokio::test]
-async fn what_was_pruned_is_counted_no_more_and_repaired_away() {
+async fn totals_below_the_cutoff_are_not_counted_and_are_repaired_away() {
     let Some(server) = shared() else { return };
     let mut client = filled(server).await;
     let mut store = PostgresStore::new(&mut client, &SCHEMA);
@@ -298,7 +298,7 @@ async fn what_was_pruned_is_counted_no_more_and_repaired_away() {
     let all = "SELECT count(*)::text || ' ' || count(*) FILTER (WHERE key_2 < 2) FROM setlist_days";
     let left = text_of(&client, all).await;
     assert!(left.ends_with(" 0"), "{left}");
-    // Below the cutoff, with rows and without, and behind it.
+    // Totals below the cutoff, with rows and without, and after it.
     let text =
         "INSERT INTO setlist_days SELECT setlist, floor(at / 86400.0)::int8, 5 FROM votes WHERE at < 86400 LIMIT 1;
          INSERT INTO setlist_days VALUES (3000, 1, 5), (3, 9, 5); INSERT INTO artist_days VALUES ('a', -3, 5)";
@@ -318,10 +318,10 @@ async fn what_was_pruned_is_counted_no_more_and_repaired_away() {
     }
 }
 
-/// Whoever writes holds a child first, then its totals: a repair that held the total while it waits
-/// for the child would be a deadlock.
+/// A writer locks a child first, then its totals. A repair that held the total while it waits for
+/// the child would cause a deadlock.
 #[tokio::test]
-async fn a_repair_holds_no_total_while_it_waits_for_the_child() {
+async fn repair_locks_no_total_while_it_waits_for_the_child() {
     let Some(server) = shared() else { return };
     let mut client = filled(server).await;
     let mut batch = Batch::new();
@@ -338,7 +338,7 @@ async fn a_repair_holds_no_total_while_it_waits_for_the_child() {
         .unwrap();
     assert!(!locks.is_empty());
     let stepping = async {
-        wait_until(&reader, A_LOCK_IS_WAITED_FOR).await;
+        wait_until(&reader, LOCK_WAIT_EXISTS).await;
         let update =
             "SET LOCAL lock_timeout = '2s'; UPDATE setlist_votes SET total = total WHERE key = 3";
         held.batch_execute(update).await.unwrap();
@@ -406,8 +406,9 @@ const PARENT_DAYS: Counter<(i64, i64)> =
     Counter::new("parent.days").sum_of_suffix(CHILD_DAYS, CHILD_PARENT);
 const WIDE: Schema = Schema::new(&[CHILD_DAYS.table(), CHILD_PARENT.table(), PARENT_DAYS.table()]);
 
-/// Parent 1 of so many children between two narrow ones, each child with so many days, the first of
-/// which is `first` of the child `c`.
+/// Creates parent 1 with `children` children, between two parents of one child. Each child has
+/// `days` days, the first of which is the SQL `first` of the child `c`. The rollup's totals are
+/// there if `stored`.
 async fn wide(
     server: &crate::support::postgres::Server,
     children: i64,
@@ -430,8 +431,8 @@ async fn wide(
     client
 }
 
-/// How often the base totals' index was searched, and what it gave, so far.
-async fn work(client: &Client, reader: &Client) -> i64 {
+/// The searches in the index of the base totals so far, and the entries that they read.
+async fn index_work(client: &Client, reader: &Client) -> i64 {
     let version: i32 = client
         .query_one("SELECT current_setting('server_version_num')::int", &[])
         .await
@@ -446,10 +447,10 @@ async fn work(client: &Client, reader: &Client) -> i64 {
     reader.query_one(work, &[]).await.unwrap().get(0)
 }
 
-/// A page read the rest of its parent again, so that the work of a wide parent grew with the square
-/// of its keys.
+/// A page used to read the rest of its parent again, so that the work of a wide parent grew with
+/// the square of its keys.
 #[tokio::test]
-async fn the_work_of_a_rollups_verify_grows_with_its_keys_however_wide_its_parents_are() {
+async fn work_of_a_rollups_verify_grows_with_its_keys_at_any_width_of_parents() {
     let Some(server) = shared() else { return };
     let shapes = [
         ("ten children of the same days", 10, 1, "0"),
@@ -463,7 +464,7 @@ async fn the_work_of_a_rollups_verify_grows_with_its_keys_however_wide_its_paren
             for keys in [4_000, 8_000] {
                 let mut client = wide(server, children, keys / distinct, first, stored).await;
                 let reader = connect_again(&client, server).await;
-                let before = work(&client, &reader).await;
+                let before = index_work(&client, &reader).await;
                 let mut audit = PostgresAudit::new(&mut client, &WIDE).await.unwrap();
                 let options = Options::default().page(500);
                 let run = Reconciler::scoped(Mode::Verify, &WIDE, &[PARENT_DAYS.id()], options);
@@ -472,14 +473,14 @@ async fn the_work_of_a_rollups_verify_grows_with_its_keys_however_wide_its_paren
                     .unwrap();
                 drop(audit);
                 let wanted = if stored { 0 } else { keys.unsigned_abs() + 2 };
-                // What it sums has no rows here, and is left out.
+                // The counters that it sums have no source here, and are left out.
                 let rollup = report.counters.last().unwrap();
                 assert_eq!(
                     (rollup.counter, rollup.complete, rollup.drift()),
                     (PARENT_DAYS.id(), true, wanted),
                     "{what}"
                 );
-                costs.push(work(&client, &reader).await - before);
+                costs.push(index_work(&client, &reader).await - before);
             }
             println!("{what}, totals {stored}: {costs:?} entries");
             assert!(
@@ -494,20 +495,19 @@ async fn the_work_of_a_rollups_verify_grows_with_its_keys_however_wide_its_paren
     }
 }
 
-/// A repair looked up every key at every child of its parent, while it held their totals.
+/// A repair used to look up every key at every child of its parent, while it held their totals.
 #[tokio::test]
-async fn the_work_of_a_repair_grows_with_the_children_of_its_parent_and_not_with_keys_times_children()
- {
+async fn work_of_a_repair_grows_with_children_and_not_with_keys_times_children() {
     let Some(server) = shared() else { return };
     let mut client = wide(server, 3_000, 1, "c", false).await;
     let reader = connect_again(&client, server).await;
-    let before = work(&client, &reader).await;
+    let before = index_work(&client, &reader).await;
     let keys = (100..356).map(|day| KeyBuf::of::<(i64, i64)>((1_i64, day))).collect();
     let mut audit = PostgresAudit::new(&mut client, &WIDE).await.unwrap();
     let repaired = audit.repair(&RepairRequest { counter: PARENT_DAYS.id(), keys }).await.unwrap();
     drop(audit);
     assert_eq!(repaired.corrected, 256);
-    let done = work(&client, &reader).await - before;
+    let done = index_work(&client, &reader).await - before;
     println!("{done} entries for a repair of 256 keys of 3,000 children");
     assert!(done <= 15_000, "{done}");
     assert_eq!(
@@ -517,7 +517,7 @@ async fn the_work_of_a_repair_grows_with_the_children_of_its_parent_and_not_with
 }
 
 #[tokio::test]
-async fn a_look_at_a_rollup_says_whether_it_sums_anything() {
+async fn probe_of_a_rollup_says_whether_it_sums_anything() {
     let Some(server) = shared() else { return };
     let mut client = wide(server, 200, 1, "c", true).await;
     let reader = connect_again(&client, server).await;

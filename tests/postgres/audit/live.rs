@@ -27,7 +27,7 @@ async fn a_run_of_many_parts_resumes_by_its_token_and_is_exact() {
     let options = Options::default().page(10).max_pages(4);
     let (mut place, mut parts, mut found) = (None::<String>, 0, 0);
     loop {
-        // Each part is a process of its own.
+        // Each part has only the token, like a process of its own.
         let mut audit = audit::<Integer>(&mut client).await;
         let mut run = match &place {
             Some(token) => {
@@ -55,7 +55,7 @@ async fn a_run_of_many_parts_resumes_by_its_token_and_is_exact() {
 }
 
 #[tokio::test]
-async fn a_backfill_makes_a_counter_ready_once_it_is_whole() {
+async fn backfill_makes_a_counter_ready_once_it_is_complete() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     fill::<Text>(&mut client).await;
@@ -78,7 +78,7 @@ async fn a_backfill_makes_a_counter_ready_once_it_is_whole() {
     assert_eq!(drift::<Text>(&client).await, (0, 0, 0));
 }
 
-/// Does something before each repair: what the measure saw is old by then.
+/// Acts before each repair, so that what was compared is outdated.
 struct Before<A, F> {
     audit: A,
     act: F,
@@ -111,7 +111,7 @@ fn item(key: i64, amount: i64) -> Item<Integer> {
     Item { key: Some(key), amount, counts: true }
 }
 
-/// A transaction with its hooks.
+/// Writes items in one transaction, with their hooks.
 async fn write(client: &mut Client, items: &[(i64, i32)]) {
     let mut batch = Batch::new();
     let tx = client.transaction().await.unwrap();
@@ -124,7 +124,7 @@ async fn write(client: &mut Client, items: &[(i64, i32)]) {
     tx.commit().await.unwrap();
 }
 
-/// A transaction that takes away all rows of a key.
+/// Deletes all rows of a key in one transaction, with their hooks.
 async fn delete(client: &mut Client, key: i64) {
     let mut batch = Batch::new();
     let tx = client.transaction().await.unwrap();
@@ -160,7 +160,7 @@ impl AsyncFnMutSend for Writes {
 }
 
 #[tokio::test]
-async fn a_repair_is_right_whatever_was_written_since_the_measure() {
+async fn repair_is_exact_whatever_was_written_since_the_comparison() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     fill::<Integer>(&mut client).await;
@@ -173,15 +173,15 @@ async fn a_repair_is_right_whatever_was_written_since_the_measure() {
         .await
         .unwrap();
     assert_eq!(live.act.1 as u64, report.drift());
-    // The writes moved truth and totals together, and so not one key more or less was off.
+    // The writes changed the rows and the totals together, so the same number of keys was off.
     assert_eq!(report.counters[0].corrected, planted.0 + planted.1 + planted.2);
     assert_eq!(drift::<Integer>(&reader).await, (0, 0, 0));
 }
 
-/// Four writers, with open transactions across the repairs' holds, and two repairs at once over few
-/// keys.
+/// Four writers, whose transactions are open while repairs lock totals, and two repairs at once,
+/// over few keys.
 #[tokio::test]
-async fn repairs_over_and_over_beside_writers_leave_exact_totals() {
+async fn repeated_repairs_beside_writers_leave_exact_totals() {
     static STOP: AtomicBool = AtomicBool::new(false);
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
@@ -207,7 +207,7 @@ async fn repairs_over_and_over_beside_writers_leave_exact_totals() {
     let (mut one, mut two) =
         (connect_again(&client, server).await, connect_again(&client, server).await);
     for round in 0..12 {
-        // In key order, as everybody.
+        // In key order, as every writer.
         let text = format!(
             "BEGIN; SELECT 1 FROM of_integer WHERE key < 20 ORDER BY key FOR UPDATE;
              UPDATE of_integer SET total = total + {} WHERE key < 20; COMMIT",
@@ -233,7 +233,7 @@ async fn repairs_over_and_over_beside_writers_leave_exact_totals() {
 }
 
 #[tokio::test]
-async fn a_total_that_a_writer_holds_makes_the_repair_busy_and_nothing_is_repaired() {
+async fn total_locked_by_a_writer_makes_the_repair_busy_and_nothing_is_repaired() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     fill::<Integer>(&mut client).await;
@@ -261,15 +261,15 @@ async fn a_total_that_a_writer_holds_makes_the_repair_busy_and_nothing_is_repair
     assert_eq!(drift::<Integer>(&reader).await, (0, 0, 0));
 }
 
-/// A repair that takes longer than it may is taken back whole.
+/// A repair that takes too long is rolled back whole.
 #[tokio::test]
-async fn a_statement_that_takes_too_long_makes_the_repair_busy() {
+async fn statement_timeout_makes_the_repair_busy() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     fill::<Integer>(&mut client).await;
     client.batch_execute("UPDATE of_integer SET total = total + 1 WHERE key = 3").await.unwrap();
     let mut hasty = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
-    // A transaction that has written is the repair's.
+    // Only the repair's transaction has written, so only that one sleeps.
     let slow = "SELECT k, amount, spam FROM items WHERE k <> 3 OR pg_current_xact_id_if_assigned() IS NULL OR pg_sleep(5) IS NOT NULL";
     let rows = PostgresRows::query(slow, |row| {
         Ok(Item::<Integer> {

@@ -1,5 +1,5 @@
-//! Verify, repair and backfill live on PostgreSQL: exact for every kind of key and size of page,
-//! beside writers, on every level; and which sources and servers are refused.
+//! Verify, repair and backfill on PostgreSQL: exact for every kind of key and size of page, beside
+//! writers, and on every level. And which sources and servers are refused.
 
 mod items;
 mod keys;

@@ -1,13 +1,13 @@
-//! Exact at pages of one key, a few, and all, for every kind of key.
+//! Verify and repair are exact at pages of one key, a few, and all, for every kind of key.
 
 use super::items::*;
 use crate::support::postgres::{connect, shared};
 use keepcount::PostgresStore;
 use keepcount::reconcile::{Mode, Options, PostgresAudit};
 
-async fn exact_at_every_page<T: Kind>(by_tally: bool) {
+async fn assert_exact_at_every_page<T: Kind>(by_tally: bool) {
     let Some(server) = shared() else { return };
-    // The order of texts is the bytes', whatever the database's is.
+    // Texts sort by bytes, whatever the collation of the database.
     let mut client = connect(&server.database_of_language("en-US").await).await;
     fill::<T>(&mut client).await;
     assert_eq!(drift::<T>(&client).await, (0, 0, 0));
@@ -25,10 +25,10 @@ async fn exact_at_every_page<T: Kind>(by_tally: bool) {
         let mut audit = PostgresAudit::new(&mut client, &T::SCHEMA).await.unwrap();
         audit.add(source::<T>(by_tally)).await.unwrap();
         let dry = run_whole(Mode::Verify, &T::SCHEMA, options, &mut audit).await.unwrap();
-        assert_eq!((kinds_of(&dry), dry.complete()), (planted, true));
+        assert_eq!((drift_kinds(&dry), dry.complete()), (planted, true));
         assert_eq!(drift::<T>(&other).await, planted);
         let wet = run_whole(Mode::Repair, &T::SCHEMA, options, &mut audit).await.unwrap();
-        assert_eq!(kinds_of(&wet), planted);
+        assert_eq!(drift_kinds(&wet), planted);
         assert_eq!(wet.counters[0].samples, dry.counters[0].samples);
         assert_eq!((wet.counters[0].keys, wet.rows), (dry.counters[0].keys, dry.rows));
         assert_eq!(wet.counters[0].corrected, planted.0 + planted.1 + planted.2);
@@ -48,27 +48,27 @@ async fn exact_at_every_page<T: Kind>(by_tally: bool) {
 
 #[tokio::test]
 async fn verify_and_repair_are_exact_for_integer_keys() {
-    exact_at_every_page::<Integer>(false).await;
-    exact_at_every_page::<Integer>(true).await;
+    assert_exact_at_every_page::<Integer>(false).await;
+    assert_exact_at_every_page::<Integer>(true).await;
 }
 
 #[tokio::test]
 async fn verify_and_repair_are_exact_for_text_keys() {
-    exact_at_every_page::<Text>(false).await;
-    exact_at_every_page::<Text>(true).await;
+    assert_exact_at_every_page::<Text>(false).await;
+    assert_exact_at_every_page::<Text>(true).await;
 }
 
 #[tokio::test]
 async fn verify_and_repair_are_exact_for_ids() {
-    exact_at_every_page::<Id>(false).await;
-    exact_at_every_page::<Bytes>(false).await;
-    exact_at_every_page::<Wide>(false).await;
+    assert_exact_at_every_page::<Id>(false).await;
+    assert_exact_at_every_page::<Bytes>(false).await;
+    assert_exact_at_every_page::<Wide>(false).await;
 }
 
 #[tokio::test]
-async fn verify_and_repair_are_exact_for_pairs_and_for_the_one_key() {
-    exact_at_every_page::<Pair>(false).await;
-    exact_at_every_page::<Pair>(true).await;
-    exact_at_every_page::<Whole>(false).await;
-    exact_at_every_page::<Whole>(true).await;
+async fn verify_and_repair_are_exact_for_pairs_and_for_the_unit_key() {
+    assert_exact_at_every_page::<Pair>(false).await;
+    assert_exact_at_every_page::<Pair>(true).await;
+    assert_exact_at_every_page::<Whole>(false).await;
+    assert_exact_at_every_page::<Whole>(true).await;
 }

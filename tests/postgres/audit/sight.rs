@@ -1,5 +1,5 @@
-//! What an audit can see of its source is not taken for all there is: policies, views, other
-//! schemas, other servers, and tables that change beside it.
+//! An audit does not take the rows that it sees for all rows: policies, views, other schemas, other
+//! servers, and tables that change beside it.
 
 use super::items::*;
 use crate::support::postgres::{Server, connect, shared};
@@ -8,7 +8,7 @@ use keepcount::{Cause, Counter, Error, PostgresStore, Record, Recovery, Result, 
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio_postgres::{Client, Row};
 
-/// A role of this name's beginning that may read rows and write totals, and its connection.
+/// Creates a role that may read rows and write totals. Returns its name and a connection.
 async fn role(client: &Client, server: &Server) -> (String, Client) {
     static MADE: AtomicU64 = AtomicU64::new(1);
     let role = format!("auditor_{}", MADE.fetch_add(1, Ordering::Relaxed));
@@ -28,7 +28,7 @@ fn read(row: &Row) -> Result<Item<Integer>, Cause> {
     Ok(Item { key, amount: row.try_get::<_, i32>(1)?.into(), counts: !row.try_get::<_, bool>(2)? })
 }
 
-/// The items of a table or of a query, by this key.
+/// The items of a table or of a query, by `key`.
 fn items(rows: PostgresRows<'static>, key: Columns) -> PostgresRows<'static> {
     rows.columns("k, amount, spam").key(Integer::COUNTER, key.sum("amount").filter("NOT spam"))
 }
@@ -55,10 +55,10 @@ fn assert_refused<T: std::fmt::Debug>(result: Result<T>, says: &[&str]) {
     }
 }
 
-/// A repair by a role that a policy shows a part of the rows took away the totals of the others,
-/// and said that it was complete.
+/// A repair by a role to which a policy shows a part of the rows used to remove the totals of the
+/// others, and to report that it was complete.
 #[tokio::test]
-async fn rows_that_a_policy_hides_are_not_taken_for_rows_that_are_not_there() {
+async fn rows_that_a_policy_hides_are_not_taken_for_missing() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     fill::<Integer>(&mut client).await;
@@ -74,7 +74,7 @@ async fn rows_that_a_policy_hides_are_not_taken_for_rows_that_are_not_there() {
             let report =
                 run_whole(mode, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
             assert_eq!(report.drift(), 0);
-            // In the middle of things, and before.
+            // The policy is noticed by an audit that has its source, and when a source is added.
             let hide = format!(
                 "CREATE POLICY low ON items TO {role} USING (k % 100 <> 7); ALTER TABLE items ENABLE ROW LEVEL SECURITY"
             );
@@ -88,7 +88,7 @@ async fn rows_that_a_policy_hides_are_not_taken_for_rows_that_are_not_there() {
             );
         }
     }
-    // Whom it shows all of them may go on.
+    // A role that sees all rows may continue.
     client.batch_execute(&format!("ALTER ROLE {role} BYPASSRLS")).await.unwrap();
     let mut audit = PostgresAudit::new(&mut auditor, &Integer::SCHEMA).await.unwrap();
     audit.add(source::<Integer>(false)).await.unwrap();
@@ -96,13 +96,14 @@ async fn rows_that_a_policy_hides_are_not_taken_for_rows_that_are_not_there() {
         run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
     assert_eq!((report.drift(), report.complete()), (0, true));
     drop(audit);
-    // What is the application's stays as it was.
+    // The application's setting is as before.
     assert_eq!(text_of(&auditor, "SHOW row_security").await, "on");
 }
 
-/// Whoever asks through a view of its own sees a part; a view of one who sees all shows all.
+/// A view that depends on the role or session that asks shows it a part of the rows. A view whose
+/// owner sees all rows shows all.
 #[tokio::test]
-async fn a_view_that_shows_what_is_the_askers_is_named() {
+async fn view_that_depends_on_the_role_or_session_is_refused() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     fill::<Integer>(&mut client).await;
@@ -136,7 +137,7 @@ async fn a_view_that_shows_what_is_the_askers_is_named() {
     }
     add(&mut auditor, items_of("plain")).await.unwrap();
 
-    // A view asks as its owner, or as whoever asks: a policy hides nothing from the first.
+    // A view reads as its owner, or as the role that asks. A policy hides nothing from the owner.
     client
         .batch_execute(&format!(
             "CREATE VIEW invoked WITH (security_invoker) AS SELECT * FROM items; GRANT SELECT ON invoked TO {role};
@@ -150,7 +151,7 @@ async fn a_view_that_shows_what_is_the_askers_is_named() {
     let report =
         run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
     assert_eq!((report.drift(), report.complete()), (0, true));
-    // What policies hide of the parents is not missing either.
+    // Parents that a policy hides are not missing either.
     drop(audit);
     client
         .batch_execute(
@@ -163,16 +164,16 @@ async fn a_view_that_shows_what_is_the_askers_is_named() {
     assert_refused(add(&mut auditor, rows).await, &["row-level security", "parents"]);
 }
 
-/// Rows of another server are of another snapshot, and its policies are asked for another role.
+/// Rows of another server are of another snapshot, and its policies apply to another role.
 #[tokio::test]
-async fn a_table_of_another_server_is_named() {
+async fn table_of_another_server_is_refused() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     fill::<Integer>(&mut client).await;
     let name = text_of(&client, "SELECT current_database()::text").await;
     let user = text_of(&client, "SELECT current_user::text").await;
     if client.batch_execute("CREATE EXTENSION postgres_fdw").await.is_err() {
-        return; // It comes in another package than the server.
+        return; // the extension is in another package than the server
     }
     let folder = server.folder().display();
     let port = text_of(&client, "SELECT current_setting('port')").await;
@@ -196,10 +197,9 @@ async fn a_table_of_another_server_is_named() {
     }
 }
 
-/// A bare name is what `search_path` makes of it: here once the table, and once an empty one before
-/// it.
+/// `search_path` decides what a bare name means: here the table, or an empty one before it.
 #[tokio::test]
-async fn a_name_that_several_schemas_have_is_named_and_one_with_its_schema_is_not() {
+async fn name_in_several_schemas_is_refused_unless_it_has_its_schema() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     fill::<Integer>(&mut client).await;
@@ -237,7 +237,7 @@ async fn a_name_that_several_schemas_have_is_named_and_one_with_its_schema_is_no
 }
 
 #[tokio::test]
-async fn a_source_that_is_not_there_is_named_and_the_store_is_not_blamed() {
+async fn missing_source_is_named_and_the_store_is_not_blamed() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     fill::<Integer>(&mut client).await;
@@ -287,10 +287,9 @@ async fn a_source_that_is_not_there_is_named_and_the_store_is_not_blamed() {
     assert_refused(add(&mut client, broken).await, &["preparing its SQL", "syntax error"]);
 }
 
-/// Totals in a table that one session has, or that children of a table add to, would be lost or
-/// counted twice.
+/// Totals in a temporary table, or in a table with children, would be lost or counted twice.
 #[tokio::test]
-async fn totals_are_found_where_the_catalogue_is_and_nowhere_else() {
+async fn totals_are_found_only_in_the_schema_of_the_catalogue() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     client.batch_execute("CREATE SCHEMA counts; SET search_path = counts, public").await.unwrap();
@@ -350,7 +349,7 @@ async fn totals_are_found_where_the_catalogue_is_and_nowhere_else() {
         let error = check(&mut client, setup, undo).await;
         assert!(error.contains(says), "{setup}: {error}");
     }
-    // Tables are not made anew in front of those that are there.
+    // `create` makes no tables in front of existing ones.
     client
         .batch_execute("CREATE SCHEMA front; SET search_path = front, counts, public")
         .await
@@ -363,7 +362,7 @@ async fn totals_are_found_where_the_catalogue_is_and_nowhere_else() {
     assert_eq!(text_of(&client, tables).await, "0");
 }
 
-/// Rows in partitions and in children, and their right totals.
+/// Rows in partitions and in children, and their exact totals.
 const PARTS: &str = "CREATE TABLE parts (k INT, amount INT, spam BOOL) PARTITION BY RANGE (k); CREATE INDEX ON parts (k);
     CREATE TABLE low PARTITION OF parts FOR VALUES FROM (-1000) TO (0); CREATE TABLE high PARTITION OF parts FOR VALUES FROM (0) TO (1000);
     CREATE TABLE kin (k INT, amount INT, spam BOOL); CREATE INDEX ON kin (k); CREATE TABLE child () INHERITS (kin); CREATE INDEX ON child (k);
@@ -372,7 +371,7 @@ const PARTS: &str = "CREATE TABLE parts (k INT, amount INT, spam BOOL) PARTITION
     CREATE TABLE right_totals AS SELECT * FROM of_integer";
 
 #[tokio::test]
-async fn rows_of_partitions_and_children_count_for_the_table_that_has_them() {
+async fn rows_of_partitions_and_child_tables_count_for_the_parent_table() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     fill::<Integer>(&mut client).await;
@@ -393,21 +392,21 @@ async fn rows_of_partitions_and_children_count_for_the_table_that_has_them() {
             .await
             .unwrap();
             assert_eq!(
-                (kinds_of(&report), drift::<Integer>(&reader).await),
+                (drift_kinds(&report), drift::<Integer>(&reader).await),
                 (planted, (0, 0, 0)),
                 "{table}, {page}"
             );
         }
     }
-    // Who names one partition names a part of the rows.
+    // One partition has a part of the rows.
     assert_refused(add(&mut client, items_of("high")).await, &["high is a partition"]);
     add(&mut client, items_of_query("SELECT * FROM high")).await.unwrap();
 }
 
-/// A snapshot does not hold a table as it was: what is truncated, detached, attached or written
-/// anew after it shows as it is now.
+/// A snapshot does not keep a table as it was: what is truncated, detached, attached or rewritten
+/// after it is seen as it is now.
 #[tokio::test]
-async fn tables_that_change_as_a_whole_beside_a_verify_are_no_drift() {
+async fn tables_that_change_as_a_whole_beside_a_verify_cause_no_drift() {
     let rounds: u64 =
         std::env::var("KEEPCOUNT_SIGHT_ROUNDS").map_or(25, |rounds| rounds.parse().unwrap());
     let Some(server) = shared() else { return };
@@ -415,7 +414,7 @@ async fn tables_that_change_as_a_whole_beside_a_verify_are_no_drift() {
     fill::<Integer>(&mut client).await;
     client.batch_execute(PARTS).await.unwrap();
     let (role, auditor) = role(&client, server).await;
-    // Whom columns alone are granted cannot lock the table.
+    // A role that has rights on columns only cannot lock the table.
     let some = std::env::var("KEEPCOUNT_SIGHT_UNLOCKED").is_ok();
     let grants = format!(
         "REVOKE SELECT ON parts FROM {role}; GRANT SELECT (k, amount, spam) ON parts TO {role}"
@@ -451,7 +450,7 @@ async fn tables_that_change_as_a_whole_beside_a_verify_are_no_drift() {
         wrong += u64::from(report.drift() > 0);
     }
     changes.await.unwrap();
-    println!("{verifies} verifies beside {} changes, {wrong} saw drift that was none", rounds * 5);
+    println!("{verifies} verifies beside {} changes, {wrong} saw false drift", rounds * 5);
     assert!(verifies > rounds);
     assert!(some || wrong == 0, "{wrong} of {verifies}");
 }
@@ -485,10 +484,10 @@ impl Record for Plain {
     }
 }
 
-/// Texts in no encoding, ids that are too short, amounts that cannot be computed: of one counter
-/// each.
+/// An invalid text, an id that is too short, an amount that cannot be computed: each in the rows of
+/// one counter.
 #[tokio::test]
-async fn a_row_that_cannot_be_read_ends_its_own_counter_alone_and_is_named() {
+async fn unreadable_row_fails_only_its_own_counter_and_is_named() {
     let Some(server) = shared() else { return };
     let admin = connect(&server.config("postgres")).await;
     admin
@@ -528,7 +527,7 @@ async fn a_row_that_cannot_be_read_ends_its_own_counter_alone_and_is_named() {
             let why = |at: usize| {
                 report.counters[at].failure.clone().unwrap_or_else(|| panic!("{report}"))
             };
-            // The server itself does not send such a text; so the row has no name here.
+            // The server does not send such a text, so the error does not name the row.
             assert!(
                 why(0).contains("counter a.names") && why(0).contains("invalid byte sequence"),
                 "{}",

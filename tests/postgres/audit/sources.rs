@@ -21,14 +21,15 @@ fn rows(table: &str, columns: Columns) -> PostgresRows<'static> {
 }
 
 #[tokio::test]
-async fn a_source_that_counts_otherwise_than_the_tally_is_not_repaired_by() {
+async fn source_that_differs_from_the_tally_is_refused_by_a_repair() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     fill::<Integer>(&mut client).await;
     let reader = connect_again(&client, server).await;
     let items = || Columns::of(["k"]);
     let right = || items().sum("amount").filter("NOT spam");
-    // At the ends of the source, and in its middle, where the repair of the key finds it.
+    // The SQL differs at the ends of the source, or in its middle, where the repair of the key
+    // finds it.
     reader.batch_execute("UPDATE of_integer SET total = total + 1 WHERE key = 100").await.unwrap();
     let middle = right().sum("CASE WHEN k = 100 THEN 1 ELSE amount END");
     for wrong in
@@ -48,9 +49,10 @@ async fn a_source_that_counts_otherwise_than_the_tally_is_not_repaired_by() {
     assert_eq!(drift::<Integer>(&reader).await, (0, 0, 0));
 }
 
-/// Where the SQL agrees with the totals no repair looks at a key: the sample does.
+/// If the SQL agrees with the totals, no key is repaired, and only the sample compares the SQL with
+/// the tally.
 #[tokio::test]
-async fn totals_that_were_counted_as_wrongly_as_the_source_are_noticed() {
+async fn totals_with_the_same_error_as_the_source_are_noticed() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     fill::<Integer>(&mut client).await;
@@ -69,7 +71,7 @@ async fn totals_that_were_counted_as_wrongly_as_the_source_are_noticed() {
     );
 }
 
-/// Rows come from the server in portions.
+/// The server sends rows in portions.
 #[tokio::test]
 async fn a_page_of_many_rows_is_read_to_its_end() {
     let Some(server) = shared() else { return };
@@ -141,11 +143,12 @@ async fn a_source_that_cannot_be_read_in_key_order_is_refused_with_the_index_to_
             .clean
     );
 
-    // A column that sorts by bytes itself needs no more.
+    // A column with the collation "C" needs no other index.
     client.batch_execute(r#"DROP INDEX items_k_idx, items_k_idx1; ALTER TABLE items ALTER k TYPE TEXT COLLATE "C"; CREATE INDEX ON items (k)"#).await.unwrap();
     super::items::audit::<Text>(&mut client).await;
 
-    // Of a pair, an index of its first part sorts the rest of each page.
+    // For a pair, an index of only its first part is refused: it leaves the rest of each page to be
+    // sorted.
     let mut client = connect(&server.database_of_language("en-US").await).await;
     fill::<Pair>(&mut client).await;
     client
@@ -157,7 +160,7 @@ async fn a_source_that_cannot_be_read_in_key_order_is_refused_with_the_index_to_
     assert!(error.to_string().contains(r#"ON "items" ("one", "two" COLLATE "C")"#), "{error}");
 }
 
-/// Pages that began at the index's first row would read the whole of it over and over.
+/// If each page began at the index's first row, a run would read the whole index over and over.
 #[tokio::test]
 async fn a_page_reads_no_more_of_the_index_than_its_own_rows() {
     let Some(server) = shared() else { return };
@@ -176,8 +179,7 @@ async fn a_page_reads_no_more_of_the_index_than_its_own_rows() {
     drop(client);
     wait_until(&reader, &format!("SELECT ({read}) > {before}")).await;
     let read = reader.query_one(read, &[]).await.unwrap().get::<_, i64>(0) - before;
-    // 1,800 rows, those behind each page's last key once more, and 6 for a page that is looked
-    // ahead.
+    // 1,800 rows, those after each page's last key once more, and 6 for each page of look-ahead.
     assert!((1_800..1_800 * 2).contains(&read), "{read} rows of the index");
 }
 
@@ -218,7 +220,7 @@ async fn columns_of_other_types_are_refused_when_the_source_is_added() {
 }
 
 #[tokio::test]
-async fn amounts_that_add_up_to_no_integer_of_64_bits_name_their_key() {
+async fn sum_that_is_not_a_64_bit_integer_names_its_key() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     fill::<Integer>(&mut client).await;
@@ -249,7 +251,7 @@ async fn amounts_that_add_up_to_no_integer_of_64_bits_name_their_key() {
         matches!(&error, Error::Overflow { key, what: "recount", .. } if key == "2"),
         "{error:?}"
     );
-    // A sum that is beyond on the way only is right.
+    // A sum that leaves 64 bits only on the way is right.
     other.batch_execute("INSERT INTO sums VALUES (2, -9223372036854775807)").await.unwrap();
     assert!(audit.compare(&ask).await.is_ok());
     let repair = RepairRequest { counter: Integer::COUNTER.id(), keys: vec![KeyBuf::of::<i64>(2)] };
@@ -270,7 +272,7 @@ impl Record for Unsigned {
 }
 
 #[tokio::test]
-async fn an_integer_that_is_no_key_is_named() {
+async fn integer_outside_the_key_type_is_named() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     client
@@ -290,15 +292,16 @@ async fn an_integer_that_is_no_key_is_named() {
         matches!(&error, Error::Key { key, counter: "of.unsigned", .. } if key == "-5"),
         "{error:?}"
     );
-    // A position beyond bigint is one too, and not a page from the beginning.
+    // A position beyond bigint is such an error too, and not a page from the beginning.
     let beyond = KeyBuf::of::<u64>(u64::MAX);
     let ask = PageRequest { counter: UNSIGNED.id(), after: Some(beyond), until: None, keys: 5 };
     assert!(matches!(audit.compare(&ask).await, Err(Error::Key { .. })));
 }
 
-/// A merge of partitions, each of which comes out of its index, says "Sort Key" too.
+/// The plan of a merge of partitions also says "Sort Key", though each partition is read from its
+/// index.
 #[tokio::test]
-async fn pages_come_out_of_the_indexes_of_partitions() {
+async fn pages_are_read_from_the_indexes_of_partitions() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     client
@@ -338,7 +341,7 @@ async fn a_client_inside_a_transaction_is_refused() {
         matches!(&refused, Err(Error::SchemaMismatch { table, .. }) if table == "of_integer"),
         "{refused:?}"
     );
-    // One that is gone is not inside anything.
+    // A client whose connection is gone is not inside a transaction.
     let mut gone = connect_again(&client, server).await;
     let pid: i32 = gone.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
     client.query_one("SELECT pg_terminate_backend($1)", &[&pid]).await.unwrap();
@@ -347,7 +350,7 @@ async fn a_client_inside_a_transaction_is_refused() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_written_is_verified_and_not_repaired() {
+async fn read_only_servers_are_verified_and_not_repaired() {
     let Some(server) = Server::new() else { return };
     let primary = server.database().await;
     let mut client = connect(&primary).await;
@@ -355,7 +358,7 @@ async fn what_cannot_be_written_is_verified_and_not_repaired() {
     damage::<Integer>(&client).await;
     let planted = drift::<Integer>(&client).await;
     let replica = server.replica();
-    replica.caught_up().await;
+    replica.wait_until_caught_up().await;
     let mut standby = connect(&replica.server.config(primary.get_dbname().unwrap())).await;
     let mut read_only = connect(&primary).await;
     read_only.batch_execute("SET default_transaction_read_only = on").await.unwrap();
@@ -364,7 +367,7 @@ async fn what_cannot_be_written_is_verified_and_not_repaired() {
         let report = run_whole(Mode::Verify, &Integer::SCHEMA, Options::default(), &mut audit)
             .await
             .unwrap();
-        assert_eq!(kinds_of(&report), planted);
+        assert_eq!(drift_kinds(&report), planted);
         for mode in [Mode::Repair, Mode::Backfill] {
             let error = run_whole(mode, &Integer::SCHEMA, Options::default(), &mut audit)
                 .await
@@ -376,7 +379,7 @@ async fn what_cannot_be_written_is_verified_and_not_repaired() {
         }
     }
 
-    // A replica that stands still shuts the gate, with the figures in the reason.
+    // A replica that does not replay closes the throttle, with the figures in the reason.
     replica.pause().await;
     client
         .batch_execute(
@@ -384,7 +387,7 @@ async fn what_cannot_be_written_is_verified_and_not_repaired() {
         )
         .await
         .unwrap();
-    // The replica says where it is every so often, and right after it has connected.
+    // The replica reports its position from time to time, and right after it has connected.
     let behind = "SELECT coalesce(max(pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)) > 4096, false) FROM pg_stat_replication";
     wait_until(&client, behind).await;
     let asker = connect(&primary).await;
@@ -398,7 +401,7 @@ async fn what_cannot_be_written_is_verified_and_not_repaired() {
         "{report}"
     );
     replica.resume().await;
-    replica.caught_up().await;
+    replica.wait_until_caught_up().await;
     let mut open = TokioRuntime::new()
         .throttle(replay_lag_bytes(&asker, 100_000_000))
         .throttle(replay_lag(&asker, Duration::from_secs(3600)))
@@ -420,8 +423,8 @@ async fn what_cannot_be_written_is_verified_and_not_repaired() {
     sleeping.abort();
 }
 
-/// Takes what an application can give to a task.
-fn sent<F: Future + Send>(run: F) -> F {
+/// Compiles only for a future that an application can spawn.
+fn assert_send<F: Future + Send>(run: F) -> F {
     run
 }
 
@@ -437,6 +440,6 @@ async fn a_stop_flag_ends_a_run_before_its_next_page_and_progress_is_shown() {
     });
     let mut run =
         Reconciler::new(Mode::Verify, &Integer::SCHEMA, Options::default().page(10)).unwrap();
-    let report = sent(run_async(&mut run, &mut audit, &mut runtime)).await.unwrap();
+    let report = assert_send(run_async(&mut run, &mut audit, &mut runtime)).await.unwrap();
     assert_eq!((report.outcome, report.pages), (Outcome::Stopped, 3));
 }

@@ -1,5 +1,5 @@
-//! Processes that are killed: a test binary that runs itself, what such a child was doing when it
-//! died, and what its database file shows of that.
+//! Child processes that are killed: a test binary that runs itself, a record of what the child was
+//! doing when it died, and what its database file shows of that.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
@@ -9,13 +9,13 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What a child is to do: words, of which the last is the site's folder.
+/// The child's task: words, of which the last is the site's directory.
 const CHILD: &str = "KEEPCOUNT_CRASH_CHILD";
-/// No child needs as long on any machine.
+/// A limit that no child reaches, on any machine.
 const LONGEST: Duration = Duration::from_secs(2 * 60);
 const SIGKILL: i32 = 9;
 
-/// What this process is to do as a child; none where it is a test.
+/// The task of this process. None in a process that is not a child.
 pub fn words() -> Option<Vec<String>> {
     let words = std::env::var(CHILD).ok()?;
     Some(words.split(' ').map(str::to_owned).collect())
@@ -28,9 +28,9 @@ pub fn command(test: &str, words: &[&str], dir: &Path) -> Command {
     command
 }
 
-/// As [`command`]; what the child writes behind this many blocks of 512 bytes of any file is an
-/// error.
-pub fn limited(test: &str, words: &[&str], dir: &Path, blocks: u64) -> Command {
+/// Like [`command`], with a limit on file size: writing beyond this many blocks of 512 bytes of any
+/// file is an error.
+pub fn command_with_file_limit(test: &str, words: &[&str], dir: &Path, blocks: u64) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", "trap '' XFSZ; ulimit -f \"$0\"; exec \"$@\"", &blocks.to_string()]);
     command.arg(std::env::current_exe().unwrap());
@@ -39,12 +39,12 @@ pub fn limited(test: &str, words: &[&str], dir: &Path, blocks: u64) -> Command {
 }
 
 fn as_child(command: &mut Command, test: &str, words: &[&str], dir: &Path) {
-    // A child that fails says why, on the test's own standard error.
+    // A child that fails prints the reason on the test's standard error.
     command.args(["--exact", test, "--quiet", "--nocapture"]).stdout(Stdio::null());
     command.env(CHILD, format!("{} {}", words.join(" "), dir.display()));
 }
 
-/// A child at work; killed when dropped.
+/// A running child, killed when dropped.
 pub struct Running(Child);
 
 impl Running {
@@ -52,14 +52,14 @@ impl Running {
         Self(command.spawn().unwrap())
     }
 
-    /// Kills it; it was to run until then.
+    /// Kills the child. Fails if it had ended before.
     pub fn kill(mut self) {
         self.0.kill().unwrap();
         let status = self.0.wait().unwrap();
-        assert_eq!(status.signal(), Some(SIGKILL), "it ended by itself: {status}");
+        assert_eq!(status.signal(), Some(SIGKILL), "the child ended before the kill: {status}");
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until the child ends by itself.
     pub fn finish(mut self) {
         let until = now() + LONGEST;
         let status = loop {
@@ -80,10 +80,7 @@ impl Drop for Running {
     }
 }
 
-#[allow(
-    clippy::disallowed_methods,
-    reason = "the crate must not look at a clock; a test that kills processes may"
-)]
+#[allow(clippy::disallowed_methods, reason = "a test that kills processes needs the clock")]
 pub fn now() -> Instant {
     Instant::now()
 }
@@ -126,15 +123,16 @@ impl Phase {
     ];
 }
 
-/// What a child says of itself, in a file that outlives it: what it does, and of each of its two
-/// streams the last event that it knows to be applied and the last that it is trying to apply.
-pub struct Told {
+/// The progress of a child, in a file that outlives it: its phase, and for each of its two streams
+/// the last event that it knows to be applied and the last that it is trying to apply.
+pub struct ChildProgress {
     file: File,
-    /// Phase, known of both, tried of both; written in one piece.
+    /// The phase, the last known event of both streams, the last tried of both; written in one
+    /// piece.
     now: [u64; 5],
 }
 
-impl Told {
+impl ChildProgress {
     pub fn open(path: &Path) -> Self {
         let file = OpenOptions::new()
             .read(true)
@@ -175,26 +173,26 @@ impl Told {
         self.write();
     }
 
-    /// From here on, events up to `last` may be applied.
+    /// Records that events up to `last` may be applied from here on.
     pub fn tries(&mut self, phase: Phase, stream: usize, last: u64) {
         self.now[3 + stream] = last;
         self.at(phase);
     }
 
-    /// What was tried is applied.
+    /// Records that what was tried is applied.
     pub fn applied(&mut self, stream: usize) {
         self.now[1 + stream] = self.tried(stream);
         self.at(Phase::Between);
     }
 
-    /// What was tried is not applied.
+    /// Records that what was tried is not applied.
     pub fn refused(&mut self, stream: usize) {
         self.now[3 + stream] = self.known(stream);
         self.at(Phase::Between);
     }
 }
 
-/// What a process that died left in its database: nothing, or a transaction whose pages were partly
+/// The unfinished transaction that a dead process left in its database, with some of its pages
 /// written.
 pub fn unfinished(path: &Path) -> Option<&'static str> {
     let beside = |end: &str| fs::read(format!("{}{end}", path.display())).unwrap_or_default();
@@ -204,8 +202,8 @@ pub fn unfinished(path: &Path) -> Option<&'static str> {
     let wal = beside("-wal");
     let page = u32::from_be_bytes(wal.get(8..12)?.try_into().unwrap());
     let frames = wal.get(32..)?.chunks_exact(24 + usize::try_from(page).unwrap());
-    // Those of this log begin with its salt; the last of a transaction says how many pages the file
-    // has then.
+    // The frames of the current log carry its salt. The last frame of a transaction has the size of
+    // the database in pages.
     let ours = frames.take_while(|frame| frame[8..16] == wal[16..24]);
     let last = ours.last()?;
     (last[4..8] == [0; 4]).then_some("a log without a commit at its end")

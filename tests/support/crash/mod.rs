@@ -1,6 +1,6 @@
-//! The site that is killed and starved: votes for setlists of shows of artists, the events that
-//! write their rows, their counters at three levels, and a recount of all of it in plain SQL that
-//! knows nothing of the crate.
+//! A site whose processes are killed and whose disk fails: votes for setlists of shows of artists,
+//! the events that write their rows, their counters at three levels, and a recount of everything in
+//! plain SQL that is independent of the crate.
 
 pub mod child;
 pub mod writer;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use super::random::Random;
-use child::{Phase, Told};
+use child::{ChildProgress, Phase};
 use keepcount::backend::CounterSpec;
 use keepcount::reconcile::{
     Columns, Mode, Options, Reconciler, Report, SqliteAudit, SqliteRows, SystemRuntime, run,
@@ -21,7 +21,7 @@ use keepcount::{
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params};
 use tempfile::TempDir;
-use writer::{FEED, ROWS, told_by};
+use writer::{FEED, ROWS, progress_file};
 
 pub const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
 pub const SETLIST_DAYS: Counter<(i64, i64)> = Counter::new("setlist.days");
@@ -31,7 +31,7 @@ const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(SETLIST_VOTES
 const SHOW_DAYS: Counter<(i64, i64)> =
     Counter::new("show.days").sum_of_suffix(SETLIST_DAYS, SETLIST_SHOW);
 const ARTIST_VOTES: Counter<i64> = Counter::new("artist.votes").sum_of(SHOW_VOTES, SHOW_ARTIST);
-/// Totals without rows: the numbers of a feed's events, summed up.
+/// Totals without rows: the sum of the numbers of a feed's events.
 pub const FEED_SUM: Counter<i64> = Counter::new("feed.sum");
 pub const SHOWS: Leaderboard<i64> =
     Leaderboard::new("show.board", [SHOW_VOTES]).by(|[votes]| (votes > 0).then_some(votes));
@@ -103,7 +103,7 @@ pub fn audit(conn: &Connection) -> keepcount::Result<SqliteAudit<'_>> {
     Ok(audit)
 }
 
-/// A whole repair.
+/// A repair of all counters.
 pub fn repair(conn: &Connection) -> keepcount::Result<Report> {
     let mut audit = audit(conn)?;
     let mut repair =
@@ -111,7 +111,7 @@ pub fn repair(conn: &Connection) -> keepcount::Result<Report> {
     run(&mut repair, &mut audit, &mut SystemRuntime::new())
 }
 
-/// What was broken on purpose is made good; then all is exact.
+/// Repairs what was broken on purpose. Fails unless everything is exact then.
 #[track_caller]
 pub fn settle(conn: &Connection) {
     assert!(repair(conn).unwrap().complete());
@@ -128,7 +128,7 @@ pub enum Table {
     Shows,
 }
 
-/// What an event does: one row is there afterwards, whatever was before, or is not.
+/// An event puts one row in place, whatever was there before, or removes it.
 #[derive(Debug, Clone, Copy)]
 pub struct Event {
     pub table: Table,
@@ -136,11 +136,12 @@ pub struct Event {
     pub row: Option<Row>,
 }
 
-/// Writers own the rows that they write, each some; votes and setlists may hang on those of others.
+/// The number of ids of one writer in each table. A writer writes its own rows alone, but its votes
+/// and setlists may refer to rows of other writers.
 const OWN: i64 = 1_000;
 
 impl Event {
-    /// An event of a writer's stream; the same number is the same event for ever.
+    /// An event of a writer's stream. The same number always gives the same event.
     pub fn of(writer: i64, number: u64) -> Self {
         let mut random = Random(writer.unsigned_abs() << 48 | number);
         let own = |random: &mut Random, most| writer * OWN + random.int(0, most);
@@ -163,7 +164,7 @@ impl Event {
         Self { table, id, row }
     }
 
-    /// Writes the row; gives the one that was there before, as the write itself found it.
+    /// Writes the row. Returns the row that was there before, as the statement itself returned it.
     fn write(self, conn: &Connection) -> rusqlite::Result<Option<Row>> {
         let (delete, read): (_, fn(&rusqlite::Row<'_>) -> rusqlite::Result<Row>) = match self.table
         {
@@ -193,12 +194,12 @@ impl Event {
     }
 }
 
-/// The stream of the events that a writer writes rows of.
+/// The stream of a writer's events that write rows.
 pub fn rows_stream(writer: i64) -> String {
     format!("rows {writer}")
 }
 
-/// The stream of a writer's events that are totals alone.
+/// The stream of a writer's events that change totals alone.
 pub fn feed_stream(writer: i64) -> String {
     format!("feed {writer}")
 }
@@ -207,7 +208,7 @@ pub fn stream_range(stream: &str, first: u64, last: u64) -> StreamRange<'_> {
     StreamRange::new(stream, first, last).unwrap()
 }
 
-/// Writes the rows of some events in the caller's transaction; gives what they count.
+/// Writes the rows of some events in the caller's transaction. Returns their batch.
 pub fn write_rows(
     conn: &Connection,
     writer: i64,
@@ -224,7 +225,7 @@ pub fn write_rows(
     Ok(batch)
 }
 
-/// What some events of a feed count.
+/// The batch of some events of a feed.
 pub fn feed(writer: i64, first: u64, last: u64) -> Batch {
     let mut batch = Batch::new();
     (first..=last).for_each(|number| batch.add(FEED_SUM, writer, number.cast_signed()));
@@ -245,7 +246,7 @@ pub struct Site {
 }
 
 impl Site {
-    /// Without rows; all totals are there.
+    /// A site with tables of totals and no rows.
     pub fn new(journal: Journal) -> Self {
         let site = Self::without_totals(journal);
         SqliteStore::new(&site.open_quickly(), &SCHEMA).create().unwrap();
@@ -262,8 +263,8 @@ impl Site {
         site
     }
 
-    /// With the rows of an older application, writer 2, which counted nothing; no total is there
-    /// yet, and none is ready to be read.
+    /// A site with the rows of an older application without hooks, which are those of writer 2. The
+    /// totals are empty, and no counter is ready.
     pub fn pending_backfill(journal: Journal, events: u64) -> Self {
         let site = Self::without_totals(journal);
         let conn = site.open_quickly();
@@ -284,7 +285,7 @@ impl Site {
         open(&self.path()).unwrap()
     }
 
-    /// Waits neither for the disk nor for others.
+    /// A connection that waits neither for the disk nor for locks.
     pub fn open_quickly(&self) -> Connection {
         let conn = self.open();
         conn.execute_batch("PRAGMA synchronous = OFF; PRAGMA busy_timeout = 0").unwrap();
@@ -292,8 +293,8 @@ impl Site {
     }
 }
 
-/// As an application opens it that cannot lose a commit; with a cache so small that pages go to the
-/// file before a commit, and checkpoints often.
+/// A connection as an application opens it that must not lose a commit. The cache is so small that
+/// pages are written before the commit, and checkpoints are frequent.
 pub fn open(path: &Path) -> rusqlite::Result<Connection> {
     let conn = Connection::open(path)?;
     conn.busy_timeout(Duration::from_secs(60))?;
@@ -306,7 +307,7 @@ pub fn open(path: &Path) -> rusqlite::Result<Connection> {
 
 // The recount, in plain SQL.
 
-/// The cutoff is the encoded day: eight bytes, of which a day of the site needs the last two.
+/// The cutoff is the encoded day: eight bytes, of which the site's days use the last two.
 const CUTOFF: &str =
     "(SELECT coalesce(max(4096 * instr('123456789ABCDEF', substr(hex(cutoff), 13, 1))
     + 256 * instr('123456789ABCDEF', substr(hex(cutoff), 14, 1))
@@ -314,8 +315,8 @@ const CUTOFF: &str =
     + instr('123456789ABCDEF', substr(hex(cutoff), 16, 1))), 0)
     FROM keepcount_counters WHERE name = 'setlist.days' AND cutoff IS NOT NULL)";
 
-/// Of each counter: its table, what its totals are by the rows, and, of a rollup, by the totals
-/// that it sums.
+/// For each counter: its table, the query for its totals by the rows, and for a rollup the query
+/// for its totals by the level below.
 const EXPECTED: [(&str, &str, &str); 8] = [
     ("setlist_votes", "SELECT setlist, sum(stars) FROM votes GROUP BY 1", ""),
     (
@@ -347,7 +348,7 @@ const EXPECTED: [(&str, &str, &str); 8] = [
     ),
 ];
 
-/// By table and key; what is 0 is not there.
+/// Totals by table and key, without those of 0.
 pub type Totals = BTreeMap<(&'static str, Vec<i64>), i64>;
 
 fn read_totals(
@@ -377,7 +378,7 @@ pub fn stored(conn: &Connection) -> rusqlite::Result<Totals> {
     Ok(totals)
 }
 
-/// What the totals are to be: by the rows alone, or each level by the one below as it is stored.
+/// The correct totals: by the rows alone, or each level by the level below as stored.
 fn recounted(conn: &Connection, by_level: bool) -> rusqlite::Result<Totals> {
     let mut totals = Totals::new();
     for (table, rows, level) in EXPECTED {
@@ -391,28 +392,28 @@ fn recounted(conn: &Connection, by_level: bool) -> rusqlite::Result<Totals> {
     Ok(totals)
 }
 
-/// Stored minus true of every key that differs.
+/// Stored minus true, of every key that differs.
 fn difference(mut stored: Totals, expected: Totals) -> Totals {
     for (name, total) in expected {
         let off = stored.entry(name).or_insert(0);
-        *off = off.wrapping_sub(total); // a damaged total may be any
+        *off = off.wrapping_sub(total); // a damaged total may be any number
     }
     stored.retain(|_, total| *total != 0);
     stored
 }
 
-/// How far each key is off, each level held against the one below as it is stored; in the caller's
+/// The drift of each key, each level compared with the level below as stored. Runs in the caller's
 /// transaction.
 pub fn drift_inside(conn: &Connection) -> rusqlite::Result<Totals> {
     Ok(difference(stored(conn)?, recounted(conn, true)?))
 }
 
-/// As [`drift_inside`], in one snapshot.
+/// Like [`drift_inside`], in a transaction of its own.
 pub fn drift(conn: &Connection) -> rusqlite::Result<Totals> {
     drift_inside(&*conn.unchecked_transaction()?)
 }
 
-/// Each counter that is ready to be read equals the rows; gives how many are.
+/// Fails unless each counter that is ready equals the rows. Returns how many are ready.
 #[track_caller]
 pub fn assert_ready_exact(conn: &Connection) -> usize {
     let snapshot = conn.unchecked_transaction().unwrap();
@@ -421,19 +422,19 @@ pub fn assert_ready_exact(conn: &Connection) -> usize {
     let ready: Vec<String> = ready.map(CounterSpec::table_name).collect();
     let mut off = difference(stored(&snapshot).unwrap(), recounted(&snapshot, false).unwrap());
     off.retain(|(table, _), _| ready.iter().any(|ready| ready == table));
-    assert_eq!(off, Totals::new(), "ready, and not right");
+    assert_eq!(off, Totals::new(), "a ready counter differs from the rows");
     ready.len()
 }
 
-/// Rows, totals of every level, both cutoffs, and the leaderboard agree, in the caller's
-/// transaction or outside one.
+/// Fails unless rows, totals of every level, both cutoffs and the leaderboard agree. Runs in the
+/// caller's transaction, or in one of its own.
 #[track_caller]
 pub fn assert_exact(conn: &Connection) {
     let snapshot = conn.is_autocommit().then(|| conn.unchecked_transaction().unwrap());
     assert_eq!(
         difference(stored(conn).unwrap(), recounted(conn, false).unwrap()),
         Totals::new(),
-        "totals are off"
+        "totals differ from the rows"
     );
     let leaderboard = |text| {
         let mut lines = Totals::new();
@@ -443,20 +444,20 @@ pub fn assert_exact(conn: &Connection) {
     assert_eq!(
         leaderboard("SELECT key, score FROM show_board"),
         leaderboard("SELECT key, total FROM show_votes WHERE total > 0"),
-        "the leaderboard is off"
+        "the leaderboard differs from the totals"
     );
     let cutoffs = "SELECT count(DISTINCT coalesce(cutoff, -1)) FROM keepcount_counters WHERE name IN ('setlist.days', 'show.days')";
     assert_eq!(
         conn.query_row(cutoffs, (), |row| row.get(0)),
         Ok(1),
-        "one counter was pruned, and not the other"
+        "the cutoffs of the base and its rollup differ"
     );
     drop(snapshot);
 }
 
-/// All that counts: every row of every table, but for totals of 0 and what is random.
+/// Every row of every table, without totals of 0 and random columns.
 pub fn dump(conn: &Connection) -> Vec<String> {
-    // How far runs have come is no total.
+    // The progress of runs is not compared.
     let tables = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name <> 'keepcount_runs' ORDER BY name";
     let mut tables = conn.prepare(tables).unwrap();
     let tables = tables
@@ -482,8 +483,8 @@ pub fn dump(conn: &Connection) -> Vec<String> {
     all
 }
 
-/// The last applied events of a writer's two streams. Of the first, as many rows of events are
-/// there, each once.
+/// The offsets of a writer's two streams. Fails unless each event of the first stream has written
+/// its row of `events` once.
 #[track_caller]
 pub fn offsets(conn: &Connection, writer: i64) -> [u64; 2] {
     let snapshot = conn.is_autocommit().then(|| conn.unchecked_transaction().unwrap());
@@ -505,7 +506,7 @@ pub fn offsets(conn: &Connection, writer: i64) -> [u64; 2] {
     both
 }
 
-/// The rows that events have written, kept in a plain map.
+/// The rows that events have written, in a map.
 #[derive(Debug, Default)]
 pub struct Model {
     rows: BTreeMap<(Table, i64), Row>,
@@ -513,15 +514,15 @@ pub struct Model {
 }
 
 impl Model {
-    /// How many events of a writer are in it.
+    /// The number of events of a writer in the model.
     pub fn events(&self, writer: i64) -> u64 {
         self.events.get(&writer).copied().unwrap_or(0)
     }
 
-    /// Does what a writer's events do, up to this one.
-    pub fn go_on(&mut self, writer: i64, last: u64) {
+    /// Applies a writer's events up to this one.
+    pub fn apply_up_to(&mut self, writer: i64, last: u64) {
         let events = self.events(writer);
-        assert!(last >= events, "events of writer {writer} are gone: {last} of {events} are left");
+        assert!(last >= events, "events of writer {writer} were lost: {last} of {events} are left");
         for number in events + 1..=last {
             let Event { table, id, row } = Event::of(writer, number);
             match row {
@@ -532,7 +533,7 @@ impl Model {
         self.events.insert(writer, last);
     }
 
-    /// The rows in the file are these.
+    /// Fails unless the file has exactly these rows.
     #[track_caller]
     pub fn assert_in(&self, conn: &Connection) {
         let mut found = BTreeMap::new();
@@ -555,23 +556,24 @@ impl Model {
         }
         assert!(
             found == self.rows,
-            "rows were lost: {} in the file, {} in the model",
+            "rows differ: {} in the file, {} in the model",
             found.len(),
             self.rows.len()
         );
     }
 }
 
-/// How many rounds a test has: this many, where nobody says.
+/// The number of rounds of a test: `KEEPCOUNT_CRASH_ROUNDS`, or `least`.
 pub fn rounds(least: u64) -> u64 {
     std::env::var("KEEPCOUNT_CRASH_ROUNDS").map_or(least, |rounds| rounds.parse().unwrap())
 }
 
-/// A writer that died or failed, held against the file: nothing that it knew to be applied is gone,
-/// nothing is there that it did not try. Says in the midst of what it ended.
+/// Compares the progress of a writer that died or failed with the file: nothing that it knew to be
+/// applied is missing, and nothing is there that it did not try. Returns the phase in which it
+/// ended.
 #[track_caller]
 pub fn check_writer(conn: &Connection, site: &Site, writer: i64, model: &mut Model) -> String {
-    let told = Told::open(&told_by(site.dir.path(), writer));
+    let told = ChildProgress::open(&progress_file(site.dir.path(), writer));
     let found = offsets(conn, writer);
     for stream in [ROWS, FEED] {
         let (known, tried) = (told.known(stream), told.tried(stream));
@@ -581,7 +583,7 @@ pub fn check_writer(conn: &Connection, site: &Site, writer: i64, model: &mut Mod
             told.phase()
         );
     }
-    model.go_on(writer, found[ROWS]);
+    model.apply_up_to(writer, found[ROWS]);
     let commits = [(Phase::Commit, ROWS), (Phase::Alone, FEED)]
         .into_iter()
         .find(|(phase, _)| *phase == told.phase());
@@ -589,7 +591,7 @@ pub fn check_writer(conn: &Connection, site: &Site, writer: i64, model: &mut Mod
     format!("{:?}{}", told.phase(), if stands { ", committed" } else { "" })
 }
 
-/// How often what happened.
+/// Counts how often each thing happened.
 #[derive(Default)]
 pub struct Hits(BTreeMap<String, u64>);
 
@@ -598,12 +600,16 @@ impl Hits {
         *self.0.entry(what.into()).or_insert(0) += 1;
     }
 
-    /// Prints the counts; each of these happened.
+    /// Prints the counts. Fails unless each of `wanted` happened.
     #[track_caller]
     pub fn end(&self, test: &str, wanted: &[&str]) {
         println!("{test}: {:?}", self.0);
         for wanted in wanted {
-            assert!(self.0.contains_key(*wanted), "{test}: never `{wanted}`: {:?}", self.0);
+            assert!(
+                self.0.contains_key(*wanted),
+                "{test}: `{wanted}` never happened: {:?}",
+                self.0
+            );
         }
     }
 }

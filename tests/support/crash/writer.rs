@@ -1,24 +1,23 @@
-//! A writer of the site: rows and totals in one transaction with offsets, totals alone, prunes,
-//! rebuilds, checkpoints, in an order that a seed decides; it says what it is doing, so that it can
-//! be killed or starved at any moment and go on.
+//! A writer of the site. In an order that a seed decides, it writes rows and totals in one
+//! transaction with offsets, applies totals alone, prunes, rebuilds leaderboards, checkpoints and
+//! reopens. It records its progress, so that it can be killed or fail at any moment and continue.
 
 use std::path::{Path, PathBuf};
 
 use keepcount::{Error, Recovery, SqliteStore, Store as _};
 use rusqlite::Connection;
 
-use super::child::{Phase, Told};
+use super::child::{ChildProgress, Phase};
 use super::{
     Random, SCHEMA, SETLIST_DAYS, SETLIST_VOTES, SHOWS, feed, feed_stream, open, rows_stream,
     stream_range, write_rows,
 };
 
-/// Of the streams of a writer, the one whose events are rows, and the one whose events are totals
-/// alone.
+/// A writer's two streams: events that write rows, and events that change totals alone.
 pub const ROWS: usize = 0;
 pub const FEED: usize = 1;
 
-/// Why a turn did not come to its end.
+/// Why a turn failed.
 #[derive(Debug)]
 pub enum Failure {
     Ours(Error),
@@ -43,19 +42,19 @@ pub struct Writer {
     number: i64,
     path: PathBuf,
     pub conn: Connection,
-    pub told: Told,
+    pub told: ChildProgress,
     pub random: Random,
 }
 
 impl Writer {
-    /// A writer that goes on where it was, at a site in this folder.
+    /// A writer of the site in this directory, which continues at its recorded progress.
     pub fn start(dir: &Path, writer: i64, seed: u64) -> rusqlite::Result<Self> {
         Self::start_at(dir.join("site.db"), dir, writer, seed)
     }
 
-    /// As [`start`](Self::start), with the file's own path, or its URI.
+    /// Like [`start`](Self::start), with the path of the database file, or its URI.
     pub fn start_at(path: PathBuf, dir: &Path, writer: i64, seed: u64) -> rusqlite::Result<Self> {
-        let told = Told::open(&told_by(dir, writer));
+        let told = ChildProgress::open(&progress_file(dir, writer));
         Ok(Self { number: writer, conn: open(&path)?, path, told, random: Random(seed) })
     }
 
@@ -63,8 +62,9 @@ impl Writer {
         SqliteStore::new(&self.conn, &SCHEMA)
     }
 
-    /// The events to apply next: those whose outcome is not known, as they were, else new ones, or
-    /// some that were applied before; and whether they are to be skipped, where that is known.
+    /// The events to apply next, and whether the store must skip them, if that is known. Events
+    /// with unknown outcome are repeated unchanged; otherwise the events are new, or some that were
+    /// applied before.
     fn next(&mut self, stream: usize, most: u64) -> (u64, u64, Option<bool>) {
         let (known, tried) = (self.told.known(stream), self.told.tried(stream));
         if tried > known {
@@ -76,7 +76,7 @@ impl Writer {
         }
     }
 
-    /// Does one thing.
+    /// Performs one random operation.
     pub fn turn(&mut self) -> Turned {
         match self.random.below(16) {
             0 => self.prune(),
@@ -122,7 +122,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Applies events that are totals alone, in a transaction of the store's own.
+    /// Applies events that change totals alone, in a transaction of the store.
     pub fn totals_alone(&mut self) -> Turned {
         let (first, last, skips) = self.next(FEED, 12);
         self.told.tries(Phase::Alone, FEED, last);
@@ -144,7 +144,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Forgets old days, some time after votes for them came in; alone or in a transaction.
+    /// Prunes old days, some time after votes for them came in. Runs in a transaction of the store
+    /// or of the caller.
     fn prune(&mut self) -> Turned {
         let before = (self.told.known(ROWS) / 64).saturating_sub(10).cast_signed();
         let alone = self.random.below(2) == 0;
@@ -173,14 +174,14 @@ impl Writer {
 
     fn reopen(&mut self) -> Turned {
         self.told.at(Phase::Reopen);
-        // The last one to close it takes the log into the file.
+        // The last connection that closes the file copies the log into it.
         self.conn = Connection::open_in_memory()?;
         self.conn = open(&self.path)?;
         Ok(())
     }
 }
 
-/// Where a writer says what it is doing.
-pub fn told_by(dir: &Path, writer: i64) -> PathBuf {
+/// The file in which a writer records its progress.
+pub fn progress_file(dir: &Path, writer: i64) -> PathBuf {
     dir.join(format!("writer-{writer}.told"))
 }

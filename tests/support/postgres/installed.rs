@@ -1,4 +1,4 @@
-//! Where PostgreSQL is installed, and who runs it.
+//! Finds the installed PostgreSQL, and the user that runs it.
 
 use std::io::{Write, stderr};
 use std::os::unix::fs::chown;
@@ -6,16 +6,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs, thread};
 
-/// The folder with PostgreSQL's programs; where there is none, says that this test is skipped.
+/// Returns the directory with PostgreSQL's programs. Without one, prints that the test is skipped.
 ///
-/// `KEEPCOUNT_PG_BIN`, else where PATH has `initdb`, else the newest of
+/// The directory is `KEEPCOUNT_PG_BIN`, or the one in PATH that has `initdb`, or the newest of
 /// `/usr/lib/postgresql/*/bin`.
 ///
 /// # Panics
-/// Where there is none and `KEEPCOUNT_REQUIRE_SERVERS` is 1.
-pub fn found() -> Option<PathBuf> {
+///
+/// If there is none and `KEEPCOUNT_REQUIRE_SERVERS` is 1.
+pub fn find_programs() -> Option<PathBuf> {
     let named = env::var_os("KEEPCOUNT_PG_BIN");
-    let folders = if let Some(folder) = &named { vec![folder.into()] } else { usual() };
+    let folders = if let Some(folder) = &named { vec![folder.into()] } else { usual_folders() };
     let found = folders.into_iter().find(|folder| {
         ["initdb", "postgres", "pg_ctl"].iter().all(|name| folder.join(name).is_file())
     });
@@ -28,16 +29,18 @@ pub fn found() -> Option<PathBuf> {
             "no PostgreSQL binaries (initdb, postgres) found; looked in {looked}, KEEPCOUNT_PG_BIN names another folder"
         );
         assert!(env::var("KEEPCOUNT_REQUIRE_SERVERS").as_deref() != Ok("1"), "{why}");
-        // Not `eprintln`, which a test that passes keeps for itself.
+        // `eprintln` would not show it, because the test harness captures the output of passing
+        // tests.
         let skipped = format!("{}: skipped: {why}\n", thread::current().name().unwrap_or_default());
         stderr().write_all(skipped.as_bytes()).unwrap();
     }
     found
 }
 
-fn usual() -> Vec<PathBuf> {
+fn usual_folders() -> Vec<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    // The programs lie together; a PATH may have memberships to some of them.
+    // All programs are in one directory. A directory of PATH may have symbolic links to some of
+    // them.
     let linked =
         env::split_paths(&path).filter_map(|folder| folder.join("initdb").canonicalize().ok());
     let mut folders: Vec<PathBuf> =
@@ -53,7 +56,7 @@ fn usual() -> Vec<PathBuf> {
     folders
 }
 
-/// Who runs servers where the tests are root's, since PostgreSQL refuses to run as root.
+/// The user that runs servers if the tests run as root, because PostgreSQL refuses to run as root.
 #[derive(Debug, Clone, Copy)]
 pub struct User {
     pub uid: u32,
@@ -61,13 +64,13 @@ pub struct User {
 }
 
 impl User {
-    /// None where the tests are not root's.
+    /// None if the tests do not run as root.
     pub fn instead_of_root() -> Option<Self> {
         (id(&["-u"])? == 0).then(|| {
             let user = ["postgres", "nobody"]
                 .into_iter()
                 .find_map(|name| Some(Self { uid: id(&["-u", name])?, gid: id(&["-g", name])? }));
-            user.expect("root needs a user `postgres` or `nobody` to run PostgreSQL as")
+            user.expect("a user `postgres` or `nobody` must exist to run PostgreSQL as root")
         })
     }
 }
@@ -77,17 +80,18 @@ fn id(words: &[&str]) -> Option<u32> {
     String::from_utf8(told.stdout).ok()?.trim().parse().ok()
 }
 
-/// A new folder, of whoever runs servers; it stays.
+/// Creates a directory owned by the user that runs servers. It is not removed.
 pub fn folder(prefix: &str) -> PathBuf {
-    let folder = tempfile::Builder::new().prefix(prefix).tempdir_in(temporary()).unwrap().keep();
+    let folder =
+        tempfile::Builder::new().prefix(prefix).tempdir_in(temporary_folder()).unwrap().keep();
     if let Some(user) = User::instead_of_root() {
         chown(&folder, Some(user.uid), Some(user.gid)).unwrap();
     }
     folder
 }
 
-/// A folder for temporary files that every user may pass through.
-fn temporary() -> PathBuf {
+/// A directory for temporary files that every user can traverse.
+fn temporary_folder() -> PathBuf {
     use std::os::unix::fs::PermissionsExt;
 
     let open =

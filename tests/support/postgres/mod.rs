@@ -1,9 +1,9 @@
 //! PostgreSQL for tests: private servers that end with the test's process, a database for each
 //! test, and connections.
 //!
-//! A test begins with `let Some(server) = shared() else { return };`, or with a server of its own
-//! that it may stop: `Server::with(DURABLE)`. Both are `None`, and say so, where PostgreSQL is not
-//! installed; with `KEEPCOUNT_REQUIRE_SERVERS=1` they panic.
+//! A test begins with `let Some(server) = shared() else { return };`, or with its own server that
+//! it may stop: `Server::with(DURABLE)`. If PostgreSQL is not installed, both return `None` and
+//! print that the test is skipped; with `KEEPCOUNT_REQUIRE_SERVERS=1` they panic.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // each test file uses a part
 
 pub mod installed;
@@ -19,27 +19,27 @@ pub use replica::Replica;
 pub use server::{DURABLE, Server};
 use tokio_postgres::{Client, Config, NoTls};
 
-/// The one server of a test's process, for all that does not stop it.
+/// The server that all tests of a process share. A test that stops its server starts its own.
 pub fn shared() -> Option<&'static Server> {
     static SHARED: OnceLock<Server> = OnceLock::new();
-    // Each test says that it is skipped, not only the first.
-    installed::found()?;
+    // Every test prints that it is skipped, not only the first.
+    installed::find_programs()?;
     Some(SHARED.get_or_init(|| Server::new().expect("it was found")))
 }
 
-/// A connection, which ends with its client.
+/// A connection that ends when its client is dropped.
 pub async fn connect(to: &Config) -> Client {
     let (client, connection) =
         to.connect(NoTls).await.unwrap_or_else(|why| panic!("{to:?}: {why}"));
-    // Its error is the error of every later call of the client.
+    // An error of the connection is returned by every later call of the client.
     tokio::spawn(connection);
     client
 }
 
-/// Whether anybody waits for a lock in this database: a query for [`wait_until`].
-pub const A_LOCK_IS_WAITED_FOR: &str = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+/// A query for [`wait_until`]: whether a session in this database waits for a lock.
+pub const LOCK_WAIT_EXISTS: &str = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
 
-/// Waits until `query`, which gives one boolean, gives true.
+/// Waits until `query`, which returns one boolean, returns true.
 pub async fn wait_until(client: &Client, query: &str) {
     for _ in 0..3_000 {
         if client.query_one(query, &[]).await.unwrap().get(0) {
@@ -47,5 +47,5 @@ pub async fn wait_until(client: &Client, query: &str) {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("not within 30 seconds: {query}");
+    panic!("not true within 30 seconds: {query}");
 }

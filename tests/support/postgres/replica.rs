@@ -5,7 +5,7 @@ use tokio_postgres::Config;
 use super::server::Server;
 use super::{connect, wait_until};
 
-/// A server that follows another one, and answers reads.
+/// A hot standby: it follows a primary and answers reads.
 #[derive(Debug)]
 pub struct Replica {
     pub server: Server,
@@ -17,33 +17,34 @@ impl Replica {
         Self { server, primary }
     }
 
-    /// Waits until it has replayed all that the primary has written by now.
-    pub async fn caught_up(&self) {
+    /// Waits until it has replayed everything that the primary has written so far.
+    pub async fn wait_until_caught_up(&self) {
         let primary = connect(&self.primary).await;
         let written: String =
             primary.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
         self.wait_until(&format!("SELECT pg_last_wal_replay_lsn() >= '{written}'")).await;
     }
 
-    /// From now on it shows nothing new, until [`Replica::resume`]; it goes on receiving.
+    /// Stops replaying until [`Replica::resume`], so it shows nothing new. It still receives the
+    /// log.
     pub async fn pause(&self) {
         self.run("SELECT pg_wal_replay_pause()").await;
         self.wait_until("SELECT pg_get_wal_replay_pause_state() = 'paused'").await;
     }
 
-    /// Goes on replaying.
+    /// Resumes replaying.
     pub async fn resume(&self) {
         self.run("SELECT pg_wal_replay_resume()").await;
     }
 
-    /// From now on it receives nothing: what the primary writes later it will never have.
+    /// Stops receiving for good: it never gets what the primary writes from now on.
     pub async fn cut_off(&self) {
         self.run("ALTER SYSTEM SET primary_conninfo = ''").await;
         self.run("SELECT pg_reload_conf()").await;
         self.wait_until("SELECT count(*) = 0 FROM pg_stat_wal_receiver").await;
     }
 
-    /// Makes it a primary, as old as what it has received.
+    /// Promotes it to a primary with the data that it has received.
     pub async fn promote(&self) {
         self.run("SELECT pg_promote()").await;
         self.wait_until("SELECT NOT pg_is_in_recovery()").await;

@@ -1,4 +1,4 @@
-//! A private PostgreSQL server: its folder, its settings, and the shell that ends it when this
+//! A private PostgreSQL server: its directory, its settings, and the shell that ends it when this
 //! process is gone.
 
 use std::fs::{self, File, OpenOptions};
@@ -16,16 +16,16 @@ use super::connect;
 use super::installed::{self, User};
 use super::replica::Replica;
 
-/// A server whose commits outlive the machine's power, as one in production; the others never wait
-/// for the disk.
+/// Settings of a server whose commits survive a power failure, as in production. Other servers
+/// never wait for the disk.
 pub const DURABLE: &[(&str, &str)] = &[("fsync", "on")];
 
-/// The one user, who may do everything.
+/// The only user, a superuser.
 const USER: &str = "keepcount";
 
-/// Keeps one server: does what it is told, a word a line, and answers each. When nobody is left who
-/// could tell it anything, however that came about, it ends the server at once and removes the
-/// folder. PostgreSQL itself bounds each wait.
+/// The shell script that keeps one server. It reads one command a line and answers each. When its
+/// input closes, because the process has ended in any way, it stops the server at once and removes
+/// the directory. PostgreSQL's own timeouts bound each wait.
 const KEEPER: &str = r#"
 while read -r word; do
     case $word in
@@ -43,8 +43,8 @@ done
 cd / && rm -rf "$FOLDER"
 "#;
 
-/// The keeper of a server whose tables and log lie on small disks. They are mounted where nobody
-/// else sees them, and go with it, however it ends.
+/// Keeps a server whose tables and log are on small disks. They are mounted in a private mount
+/// namespace, and are gone when it ends, in whatever way.
 const ON_SMALL_DISKS: &str = r#"
 mkdir tables wal && mount -t tmpfs -o "size=24m,mode=700,uid=$OWNER,gid=$GROUP" tmpfs tables &&
     mount -t tmpfs -o "size=40m,mode=700,uid=$OWNER,gid=$GROUP" tmpfs wal &&
@@ -53,8 +53,8 @@ mkdir tables wal && mount -t tmpfs -o "size=24m,mode=700,uid=$OWNER,gid=$GROUP" 
 cd / && umount "$FOLDER/tables" "$FOLDER/wal" && rm -rf "$FOLDER"
 "#;
 
-/// A running server, with a folder, a socket and a port of its own. Dropped, or when the process
-/// ends in any way, it ends, and its folder goes.
+/// A running server with its own directory, socket and port. When it is dropped, or the process
+/// ends in any way, the server stops and its directory is removed.
 pub struct Server {
     keeper: Child,
     answers: BufReader<ChildStdout>,
@@ -72,14 +72,14 @@ impl Server {
     /// A server with these settings, as in `postgresql.conf`.
     pub fn with(settings: &[(&str, &str)]) -> Option<Self> {
         let password = password();
-        let server = Self::keep(&installed::found()?, password, "");
+        let server = Self::keep(&installed::find_programs()?, password, "");
         Some(server.begin(settings))
     }
 
     /// A durable server with a small disk for its log and another for a tablespace. Only root can
-    /// mount them: none, which says so, for anybody else.
+    /// mount them: for other users it prints that the test is skipped and returns None.
     pub fn on_small_disks() -> Option<Self> {
-        let (bin, Some(user)) = (installed::found()?, User::instead_of_root()) else {
+        let (bin, Some(user)) = (installed::find_programs()?, User::instead_of_root()) else {
             eprintln!("skipped: only root can mount small disks");
             return None;
         };
@@ -106,24 +106,24 @@ impl Server {
         self
     }
 
-    /// Where a tablespace may be made on the small disk for tables.
+    /// A directory for a tablespace on the small disk for tables.
     pub fn small_disk(&self) -> PathBuf {
         self.folder.join("tables/space")
     }
 
-    /// Leaves no room on one of the small disks: `tables`, or `wal`.
+    /// Fills one of the small disks: `tables`, or `wal`.
     #[track_caller]
     pub fn fill(&mut self, disk: &str) {
         self.tell(&format!("fill-{disk}"));
     }
 
-    /// Makes room again on the small disks.
+    /// Frees the space on the small disks again.
     #[track_caller]
     pub fn make_room(&mut self) {
         self.tell("room");
     }
 
-    /// Starts it again, where it ended itself or is about to.
+    /// Starts the server again after it has stopped by itself, or is about to.
     #[track_caller]
     pub fn start_again(&mut self) {
         self.try_to_tell("immediate");
@@ -133,14 +133,14 @@ impl Server {
     /// A hot standby that streams from this server.
     pub fn replica(&self) -> Replica {
         let primary = format!("host='{}' port={} user={USER}", self.folder.display(), self.port);
-        let bin = installed::found().expect("this server runs");
+        let bin = installed::find_programs().expect("this server runs");
         let mut server = Self::keep(&bin, self.password.clone(), &primary);
         server.tell("copy");
         server.start_somewhere();
         Replica::new(server, self.config("postgres"))
     }
 
-    /// The shell that keeps a server, in a folder of its own; nothing is in it yet.
+    /// Starts the shell that keeps a server, in an empty directory of its own.
     fn keep(bin: &Path, password: String, primary: &str) -> Self {
         let mut keeper = Command::new("sh");
         keeper.args(["-c", KEEPER]);
@@ -168,14 +168,16 @@ impl Server {
             .env("FOLDER", &folder)
             .env("PASSWORD", &password)
             .env("PRIMARY", primary);
-        // A Ctrl-C is for the tests; what it keeps open of theirs is this pipe alone.
+        // A Ctrl-C is for the tests alone, so the shell has its own process group. This pipe is all
+        // that it keeps open of theirs.
         keeper.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut keeper = keeper.spawn().unwrap();
         let answers = BufReader::new(keeper.stdout.take().expect("it is piped"));
         Self { keeper, answers, folder, port: 0, password }
     }
 
-    /// A port that was free a moment ago may be taken by now.
+    /// Starts the server on a free port. Tries several, because a port that was free may be taken a
+    /// moment later.
     #[track_caller]
     fn start_somewhere(&mut self) {
         for _ in 0..5 {
@@ -189,8 +191,8 @@ impl Server {
         self.fail("start");
     }
 
-    /// Appends to `postgresql.conf`, where the last line of a name counts; read when the server
-    /// starts.
+    /// Appends settings to `postgresql.conf`, where the last line of a name wins. They apply from
+    /// the next start on.
     pub fn set(&self, settings: &[(&str, &str)]) {
         let mut file =
             OpenOptions::new().append(true).open(self.folder.join("data/postgresql.conf")).unwrap();
@@ -221,32 +223,32 @@ impl Server {
         );
     }
 
-    /// Starts a server that was stopped.
+    /// Starts a stopped server.
     #[track_caller]
     pub fn start(&mut self) {
         self.tell("start");
     }
 
-    /// Stops it in order: sessions are ended, everything is written.
+    /// Stops it in the fast mode: sessions are ended and everything is written.
     #[track_caller]
     pub fn stop(&mut self) {
         self.tell("fast");
     }
 
-    /// Ends it as a crash does: nothing is written any more, and the next start recovers.
+    /// Stops it as a crash does: nothing more is written, and the next start recovers.
     #[track_caller]
     pub fn crash(&mut self) {
         self.tell("immediate");
     }
 
-    /// Where a database of it is: over its socket, without a password.
+    /// The configuration for one of its databases: over the socket, without a password.
     pub fn config(&self, database: &str) -> Config {
         let mut config = Config::new();
         config.host_path(&self.folder).port(self.port).user(USER).dbname(database);
         config
     }
 
-    /// Where a database of it is: over the loopback network, with a password.
+    /// The URL of one of its databases: over the loopback network, with a password.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://{USER}:{}@127.0.0.1:{}/{database}", self.password, self.port)
     }
@@ -256,7 +258,7 @@ impl Server {
         self.create("").await
     }
 
-    /// A new, empty database that sorts text as a language does: with `en-US`, `a` comes before
+    /// A new, empty database that sorts text by a language's rules: with `en-US`, `a` comes before
     /// `B`.
     pub async fn database_of_language(&self, icu: &str) -> Config {
         self.create(&format!("LOCALE_PROVIDER icu ICU_LOCALE '{icu}' LOCALE 'C'")).await
@@ -273,22 +275,22 @@ impl Server {
         self.config(&name)
     }
 
-    /// Its socket, its data and its log are there.
+    /// The directory of its socket, data and log.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Its process.
+    /// The id of its process.
     pub fn pid(&self) -> u32 {
         let text = fs::read_to_string(self.folder.join("data/postmaster.pid")).unwrap();
         text.lines().next().unwrap().parse().unwrap()
     }
 }
 
-/// Waits until nothing is left of it.
+/// Waits until the server has stopped and its directory is removed.
 impl Drop for Server {
     fn drop(&mut self) {
-        // Closes the pipe before.
+        // `wait` closes the pipe first.
         let _ = self.keeper.wait();
     }
 }
@@ -302,7 +304,7 @@ impl fmt::Debug for Server {
     }
 }
 
-/// Whoever else is on this machine cannot guess it.
+/// A random password, which other users of this machine cannot guess.
 fn password() -> String {
     let mut bytes = [0; 16];
     File::open("/dev/urandom").unwrap().read_exact(&mut bytes).unwrap();

@@ -1,4 +1,5 @@
-//! Random writes to the rows, drift planted at every level, and how it is looked at.
+//! Random writes to the rows, drift planted at every level, and the parameters of the runs that
+//! check it.
 
 use keepcount::Batch;
 use proptest::collection::vec;
@@ -14,7 +15,8 @@ pub enum Op {
         changes: Vec<Change>,
         commit: bool,
     },
-    /// With a savepoint of its own batch: merged, or applied inside the savepoint, or dropped.
+    /// A write with a savepoint that has its own batch, which is merged, applied inside the
+    /// savepoint, or dropped.
     Nested {
         outer: Vec<Change>,
         inner: Vec<Change>,
@@ -22,9 +24,9 @@ pub enum Op {
         release: bool,
         commit: bool,
     },
-    /// Rows changed behind the hooks.
+    /// Changes rows without hooks.
     Sabotage(Change),
-    /// A total changed behind the hooks, of whatever level; none: its row is removed.
+    /// Sets a total of any level without a hook. None deletes its row.
     Plant(Name, Option<i64>),
 }
 
@@ -33,12 +35,12 @@ pub struct Case {
     pub ops: Vec<Op>,
     pub page: usize,
     pub samples: usize,
-    /// Pages of one invocation.
+    /// The number of pages of one run.
     pub leg: u64,
-    /// Hooked writes between the invocations of a repair.
+    /// Hooked writes between the runs of a repair.
     pub between: Vec<Vec<Change>>,
     pub by_tally: bool,
-    /// The rollup that a scoped run is about.
+    /// The rollup that a scoped run names.
     pub scope: usize,
 }
 
@@ -122,7 +124,7 @@ pub fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => write(),
         1 => change().prop_map(Op::Sabotage),
-        // Links of 2 and -1 are among them, and memberships and totals of what no row names.
+        // Includes memberships of 2 and -1, and memberships and totals without rows.
         3 => (name(), weighted(0.8, -1..=2_i64), any::<bool>()).prop_map(|(name, total, split)| {
             let split = split && !matches!(name.0, "setlist.show" | "show.artist");
             Op::Plant(name, total.map(|total| if split { total << 40 } else { total }))

@@ -1,5 +1,5 @@
 //! Votes -> setlists -> shows -> artists: rows in plain maps and in SQLite, their counters and
-//! rollups, and a recount of them by nested loops that knows nothing of the crate.
+//! rollups, and a recount by nested loops that is independent of the crate.
 
 pub mod cases;
 pub mod shapes;
@@ -15,7 +15,7 @@ use keepcount::{Batch, Counter, CounterId, Key, KeyBuf, Record, Schema, Store, T
 pub const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
 pub const SETLIST_DAYS: Counter<(i64, i8)> = Counter::new("setlist.days");
 pub const SETLIST_SHOW: Counter<(i64, String)> = Counter::new("setlist.show");
-/// A show may be billed to several artists, by shares other than 1.
+/// A show can be billed to several artists, with shares other than 1.
 pub const SHOW_ARTIST: Counter<(String, i16)> = Counter::new("show.artist");
 pub const SHOW_VOTES: Counter<String> =
     Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
@@ -24,7 +24,7 @@ pub const SHOW_DAYS: Counter<(String, i8)> =
 pub const ARTIST_VOTES: Counter<i16> = Counter::new("artist.votes").sum_of(SHOW_VOTES, SHOW_ARTIST);
 pub const ARTIST_DAYS: Counter<(i16, i8)> =
     Counter::new("artist.days").sum_of_suffix(SHOW_DAYS, SHOW_ARTIST);
-/// Neither in the order of names nor of levels.
+/// The order is neither that of names nor that of levels.
 pub const SCHEMA: Schema = Schema::new(&[
     SETLIST_SHOW.table(),
     SETLIST_VOTES.table(),
@@ -35,7 +35,7 @@ pub const SCHEMA: Schema = Schema::new(&[
     ARTIST_DAYS.table(),
     ARTIST_VOTES.table(),
 ]);
-/// Rollup, what it sums, along what; base levels first.
+/// Each rollup with its base and its membership. A base comes before its rollups.
 const SUMS: [(&str, &str, &str); 4] = [
     ("show.votes", "setlist.votes", "setlist.show"),
     ("show.days", "setlist.days", "setlist.show"),
@@ -77,21 +77,21 @@ pub enum Change {
     DropBilling(i64),
     /// With its billings, its setlists, and their votes.
     DropShow(String),
-    /// With its billings, and the shows that have one.
+    /// With its billings, and the shows that they name.
     DropArtist(i16),
     MoveVotes(i64, Option<i64>),
     MoveSetlists(String, Option<String>),
     MoveBillings(i16, Option<i16>),
 }
 
-/// A part of a key without the crate's types; sorts as the crate must sort it.
+/// A part of a key without the crate's types, in the order in which the crate must sort it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     Int(i64),
     Text(String),
 }
 
-/// A counter's name and a key of it.
+/// A counter's name and one of its keys.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Name(pub &'static str, pub Vec<Part>);
 
@@ -132,7 +132,7 @@ impl Name {
         Self(counter, parts)
     }
 
-    /// As the crate encodes it, for planting.
+    /// The key as the crate encodes it, to plant totals.
     pub fn key(&self) -> KeyBuf {
         fn small<T: TryFrom<i64>>(value: i64) -> T {
             T::try_from(value).ok().unwrap()
@@ -154,7 +154,7 @@ impl Name {
             (_, [Part::Text(one), Part::Int(two)]) => {
                 KeyBuf::of::<(String, i16)>((one, small::<i16>(*two)))
             }
-            _ => panic!("no key: {self:?}"),
+            _ => panic!("not a key of this schema: {self:?}"),
         }
     }
 }
@@ -170,7 +170,7 @@ fn add(totals: &mut Totals, counter: &'static str, parts: &[Part], amount: i64) 
     *totals.entry(Name(counter, parts.to_vec())).or_insert(0) += amount;
 }
 
-/// The rows, and nothing about counters.
+/// The rows alone, without counters.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Rows {
     pub votes: BTreeMap<i64, Row>,
@@ -187,7 +187,7 @@ impl Rows {
         }
     }
 
-    /// The rows that went, and those that came.
+    /// Makes a change. Returns the old rows and the new ones.
     pub fn change(&mut self, change: &Change) -> (Vec<Row>, Vec<Row>) {
         let take = |table: &mut BTreeMap<i64, Row>, is: &dyn Fn(&Row) -> bool| -> Vec<Row> {
             let taken = table.values().filter(|row| is(row)).cloned().collect();
@@ -273,7 +273,7 @@ impl Rows {
         }
     }
 
-    /// Every counter and rollup, from the rows alone.
+    /// The totals of every counter and rollup, from the rows alone.
     pub fn recount(&self) -> Totals {
         let mut totals = Totals::new();
         for row in self.votes.values() {
@@ -329,7 +329,7 @@ impl Rows {
     }
 }
 
-/// What must be: the rows, and the totals that hooks and planted drift leave behind.
+/// The expected state: the rows, and the totals that hooks and planted drift leave.
 #[derive(Debug, Clone, Default)]
 pub struct Model {
     pub rows: Rows,
@@ -337,8 +337,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// What a counter should be: its rows; of a rollup the sum, over stored memberships, of
-    /// membership times stored base total.
+    /// The true totals of a counter, by its rows. Those of a rollup are the sum over stored
+    /// memberships of membership times stored base total.
     pub fn recounted(&self, counter: &str) -> Totals {
         let Some((rollup, base, membership)) = SUMS.iter().find(|(rollup, ..)| *rollup == counter)
         else {
@@ -358,7 +358,7 @@ impl Model {
         expected
     }
 
-    /// Moves totals, and what is the sum of them.
+    /// Changes totals, and the rollups that sum them.
     pub fn shift(&mut self, changes: &Totals) {
         let before = SUMS.map(|(rollup, ..)| self.recounted(rollup));
         let move_by = |stored: &mut Totals, name: &Name, amount: i64| {
@@ -375,7 +375,7 @@ impl Model {
         }
     }
 
-    /// A hooked write moves the totals that rows drive as far as it moves their truth.
+    /// A hooked write changes totals as much as it changes what the rows say.
     pub fn hooked(&mut self, rows: Rows) {
         let mut moved = difference(&rows.recount(), &self.rows.recount());
         moved.retain(|name, _| SUMS.iter().all(|(rollup, ..)| *rollup != name.0));
@@ -399,7 +399,7 @@ impl Model {
         difference(&self.stored, &expected)
     }
 
-    /// What a verify of a counter must find just now.
+    /// What a verify of a counter must find now.
     pub fn expected(&self, counter: &'static str, samples: usize) -> Found {
         let true_totals = self.recounted(counter);
         let mut found = Found { counter, ..Found::default() };
@@ -423,7 +423,7 @@ impl Model {
         found
     }
 
-    /// Repairs one counter, which climbs.
+    /// Repairs one counter, which updates its rollups.
     pub fn repair(&mut self, counter: &str) {
         let mut drift = self.drift();
         drift.retain(|name, _| name.0 == counter);
@@ -443,7 +443,7 @@ pub fn difference(one: &Totals, two: &Totals) -> Totals {
     all
 }
 
-/// A counter's part of a report in the model's words.
+/// A counter's part of a report, with the model's names.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Found {
     pub counter: &'static str,

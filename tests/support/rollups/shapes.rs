@@ -1,4 +1,4 @@
-//! Rollups whose keys have other shapes, against plain arrays.
+//! Rollups whose keys have other shapes, compared with plain arrays.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +11,8 @@ use rusqlite::Connection;
 use super::Random;
 use super::subjects::plant_in_memory;
 
-/// A rollup whose keys have another shape: how to add to child, parent and suffix number so many,
-/// of two each.
+/// A rollup with another shape of key. The functions take the number of a child, parent or suffix,
+/// of which there are at most two each.
 pub struct Shape {
     pub schema: Schema,
     pub rollup: CounterId,
@@ -23,8 +23,8 @@ pub struct Shape {
     pub sizes: [usize; 3],
 }
 
-/// Random deltas; the rollup is what plain arrays say, and audits with pages of one key say and
-/// repair the same.
+/// Applies random deltas. The rollup must equal plain arrays, and audits with pages of one key must
+/// find and repair the same.
 pub fn check_shape(shape: &Shape) {
     let Shape { schema, rollup, base, membership, key, sizes: [children, parents, suffixes] } =
         shape;
@@ -81,7 +81,7 @@ pub fn check_shape(shape: &Shape) {
     }
 }
 
-/// Measures by pages of one key: exactly these are missing. Repairs them.
+/// Compares by pages of one key. Fails unless exactly these keys are missing. Repairs them.
 fn audit_shape(audit: &mut impl Audit, counter: CounterId, missing: &[KeyBuf]) {
     let (mut after, mut found) = (None, Vec::new());
     loop {

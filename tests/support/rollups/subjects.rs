@@ -22,15 +22,15 @@ use super::{
 pub trait Subject {
     fn new() -> Self;
     fn begin(&mut self);
-    /// The last statement of the transaction, then its end.
+    /// Applies the batch, then ends the transaction.
     fn end(&mut self, batch: &Batch, commit: bool);
-    /// Applies a savepoint's batch inside it, if it can.
+    /// Applies a savepoint's batch inside it, if the store supports that. Returns whether it did.
     fn apply_inside(&mut self, batch: &Batch) -> bool;
     fn savepoint(&mut self);
     fn leave_savepoint(&mut self, release: bool);
-    /// The rows that went, and those that came, as the write itself tells.
+    /// Makes a change. Returns the old rows and the new ones, as the write itself returns them.
     fn change(&mut self, change: &Change) -> (Vec<Row>, Vec<Row>);
-    /// Writes a total and nothing else.
+    /// Sets a total and nothing else.
     fn plant(&mut self, name: &Name, total: Option<i64>);
     fn totals(&mut self) -> Totals;
     fn reconcile(&mut self, run: &mut Reconciler, by_tally: bool) -> Report;
@@ -52,7 +52,7 @@ impl Runtime for Still {
     }
 
     fn wait(&mut self, _: Duration, reason: &str) {
-        panic!("waiting: {reason}");
+        panic!("unexpected wait: {reason}");
     }
 }
 
@@ -119,7 +119,7 @@ impl Subject for Memory {
     }
 }
 
-/// Rows in the order of their keys, all of them each time.
+/// All rows in key order, at each call.
 fn in_order<K>(rows: &BTreeMap<i64, Row>) -> impl FnMut(Bound<K>) -> Vec<Row> + use<K> {
     let key = |row: &Row| match row.clone() {
         Row::Vote { setlist, day, .. } => (setlist, String::new(), day.map(i64::from)),
@@ -131,7 +131,7 @@ fn in_order<K>(rows: &BTreeMap<i64, Row>) -> impl FnMut(Bound<K>) -> Vec<Row> + 
     move |_| rows.clone()
 }
 
-/// Writes one total of a memory store and nothing else: through a snapshot's text.
+/// Sets one total of a memory store and nothing else, by editing a snapshot's JSON.
 pub fn plant_in_memory(
     store: &mut MemoryStore,
     schema: &Schema,
@@ -177,7 +177,7 @@ pub const VOTE: &str = "setlist, weight, day";
 pub const SETLIST: &str = "id, show";
 pub const BILLING: &str = "show, artist, share";
 
-/// An audit with every source, by SQL's sums or by tally.
+/// An audit with every source, summed by SQL or by the tally.
 pub fn audit(conn: &Connection, by_tally: bool) -> SqliteAudit<'_> {
     let counted = |columns: Columns| if by_tally { columns.by_tally() } else { columns };
     let votes = SqliteRows::of("votes", |row| Ok(read_vote(row)?))
@@ -259,11 +259,13 @@ impl Subject for Sqlite {
 
     fn plant(&mut self, name: &Name, total: Option<i64>) {
         let keys = if name.1.len() == 1 { "key" } else { "key_1, key_2" };
-        let offsets = if name.1.len() == 1 { "?1" } else { "?1, ?2" };
+        let placeholders = if name.1.len() == 1 { "?1" } else { "?1, ?2" };
         let table = name.0.replace('.', "_");
         let text = match total {
-            None => format!("DELETE FROM {table} WHERE ({keys}) = ({offsets})"),
-            Some(total) => format!("INSERT OR REPLACE INTO {table} VALUES ({offsets}, {total})"),
+            None => format!("DELETE FROM {table} WHERE ({keys}) = ({placeholders})"),
+            Some(total) => {
+                format!("INSERT OR REPLACE INTO {table} VALUES ({placeholders}, {total})")
+            }
         };
         let values = name.1.iter().map(|part| match part {
             Part::Int(value) => rusqlite::types::Value::Integer(*value),
@@ -281,7 +283,7 @@ impl Subject for Sqlite {
     }
 }
 
-/// The same as [`Rows::change`], by SQL.
+/// The same as [`Rows::change`], in SQL.
 pub fn change_in_sqlite(conn: &Connection, change: &Change) -> (Vec<Row>, Vec<Row>) {
     let put = |select: &str, insert: &str, id: i64, values: &[&dyn rusqlite::ToSql], row: &Row| {
         let old = rows_of(conn, select, [id]);
@@ -409,7 +411,7 @@ fn cell(value: &Value<'_>) -> Cell {
     }
 }
 
-/// As an application does that has a library of its own to talk to the database.
+/// Applies a batch as an application does that uses another library for the database.
 pub fn update_by_hand(conn: &Connection, batch: &Batch) {
     let mut update = RollupUpdate::new(&SCHEMA, batch).unwrap();
     while let Some(request) = update.next().unwrap() {
@@ -450,7 +452,7 @@ pub fn update_by_hand(conn: &Connection, batch: &Batch) {
     }
 }
 
-/// Every row of every table of totals, those of 0 too.
+/// Every row of every table of totals, with those of 0.
 pub fn dump(conn: &Connection) -> Vec<(&'static str, Vec<Cell>)> {
     let mut all = Vec::new();
     for spec in SCHEMA.counters() {

@@ -9,38 +9,38 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use keepcount::Cause;
-use keepcount_with_tokio::{Asked, exit};
+use keepcount_with_tokio::{Arguments, exit_code};
 use tokio::signal::ctrl_c;
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 
-/// This often for the demonstration only; every few minutes is enough for most counters.
-const EVERY: Duration = Duration::from_secs(1);
+/// One second is for the demonstration only; a few minutes suit most counters.
+const PERIOD: Duration = Duration::from_secs(1);
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    exit(job().await)
+    exit_code(repair_periodically().await)
 }
 
-async fn job() -> Result<(), Cause> {
-    let asked = Asked::of_process()?;
-    let mut ticks = interval(EVERY);
-    // By default, missed ticks are made up for in a burst.
+async fn repair_periodically() -> Result<(), Cause> {
+    let arguments = Arguments::from_env()?;
+    let mut ticks = interval(PERIOD);
+    // By default, a burst makes up for missed ticks.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut interrupted = pin!(ctrl_c());
-    for _ in 0..asked.rounds {
+    for _ in 0..arguments.rounds {
         tokio::select! {
-            biased; // so that Ctrl-C is listened to before the first part begins
+            biased; // polls `ctrl_c` first, so that it is handled from before the first part on
             _ = &mut interrupted => break,
             _ = ticks.tick() => {}
         }
-        let repair = asked.repair.clone();
-        let mut part = spawn_blocking(move || repair.part());
+        let repair = arguments.repair.clone();
+        let mut part = spawn_blocking(move || repair.run_part());
         tokio::select! {
             report = &mut part => println!("{}", report??),
             _ = &mut interrupted => {
-                asked.repair.stop();
-                // What was done is kept, and the token too.
+                arguments.repair.stop();
+                // The part keeps what it repaired, and saves its token.
                 println!("{}", part.await??);
                 break;
             }

@@ -10,34 +10,34 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use keepcount::Cause;
-use keepcount_with_tokio::{Asked, exit};
+use keepcount_with_tokio::{Arguments, exit_code};
 use tokio::signal::ctrl_c;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::spawn_blocking;
 use tokio_cron_scheduler::{Job, JobScheduler};
 
-/// Seconds come first. This often for the demonstration only; `0 */10 * * * *` is every ten
-/// minutes.
-const WHEN: &str = "* * * * * *";
+/// The first field is the second. Every second is for the demonstration only; `0 */10 * * * *` is
+/// every ten minutes.
+const SCHEDULE: &str = "* * * * * *";
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    exit(job().await)
+    exit_code(repair_on_schedule().await)
 }
 
-async fn job() -> Result<(), Cause> {
-    let asked = Asked::of_process()?;
-    let at_work = Arc::new(Mutex::new(()));
-    let (parts, mut done) = mpsc::channel(1);
-    let job = Job::new_async(WHEN, {
-        let (repair, at_work) = (asked.repair.clone(), Arc::clone(&at_work));
+async fn repair_on_schedule() -> Result<(), Cause> {
+    let arguments = Arguments::from_env()?;
+    let running = Arc::new(Mutex::new(()));
+    let (sender, mut results) = mpsc::channel(1);
+    let job = Job::new_async(SCHEDULE, {
+        let (repair, running) = (arguments.repair.clone(), Arc::clone(&running));
         move |_, _| {
-            let (repair, at_work, parts) = (repair.clone(), Arc::clone(&at_work), parts.clone());
+            let (repair, running, sender) = (repair.clone(), Arc::clone(&running), sender.clone());
             Box::pin(async move {
-                let Ok(_alone) = at_work.try_lock() else { return };
-                let part = spawn_blocking(move || repair.part()).await;
-                // It fails if there is no receiver any more, because the process ends.
-                let _ = parts.send(part).await;
+                let Ok(_guard) = running.try_lock() else { return };
+                let report = spawn_blocking(move || repair.run_part()).await;
+                // Fails only if the process ends and has dropped the receiver.
+                let _ = sender.send(report).await;
             })
         }
     })?;
@@ -47,9 +47,9 @@ async fn job() -> Result<(), Cause> {
 
     let mut interrupted = pin!(ctrl_c());
     let mut result = Ok(());
-    for _ in 0..asked.rounds {
+    for _ in 0..arguments.rounds {
         tokio::select! {
-            Some(part) = done.recv() => match part.map_err(Cause::from).flatten() {
+            Some(report) = results.recv() => match report.map_err(Cause::from).flatten() {
                 Ok(report) => println!("{report}"),
                 Err(error) => {
                     result = Err(error);
@@ -59,9 +59,10 @@ async fn job() -> Result<(), Cause> {
             _ = &mut interrupted => break,
         }
     }
-    asked.repair.stop();
-    drop(done); // before waiting for a part, which may be waiting for a receiver
+    arguments.repair.stop();
+    // Drop the receiver before waiting for a part, which may itself wait for room in the channel.
+    drop(results);
     scheduler.shutdown().await?;
-    drop(at_work.lock().await);
+    drop(running.lock().await);
     result
 }

@@ -1,6 +1,6 @@
-//! Batches: any script of hooks, savepoints, applies, offsets, pending writes, prunes, snapshots
-//! and repairs leaves a memory store with what a naive model says, or is refused as it says, and
-//! nothing of it is done.
+//! Batches. After any script of hooks, savepoints, applies, offsets, pending writes, prunes,
+//! snapshots and repairs, a memory store has the totals of a naive model; or an operation is
+//! refused as the model says, and changes nothing.
 #![no_main]
 #![allow(clippy::unwrap_used)]
 
@@ -21,9 +21,9 @@ use store::Row;
 
 #[derive(Debug, Arbitrary)]
 enum Op {
-    /// What the old row added, and what the new one adds.
+    /// What the old row adds, and what the new one adds.
     Update(Vec<(Cell, Amount)>, Vec<(Cell, Amount)>),
-    /// Another name, or another version of a name that is there.
+    /// Adds to a counter with another name, or with another version of a known name.
     Foreign {
         version: bool,
     },
@@ -35,9 +35,9 @@ enum Op {
     ApplyIdempotent(Events),
     PendingWrite(End),
     Prune(Day),
-    /// From a day on, of one set.
+    /// Sums the days of one set, from a day on.
     Sum(Id, Option<Day>),
-    /// A restart, with or without a counter.
+    /// Restarts from a snapshot, with or without a counter.
     Restore(Option<u8>),
     Reconcile(Run, Vec<(Cell, Amount)>, u8),
 }
@@ -57,7 +57,7 @@ enum End {
     Drop,
 }
 
-/// The next events of a stream, or others near them.
+/// The next events of a stream, or a range near them.
 #[derive(Debug, Clone, Copy, Arbitrary)]
 struct Events {
     other_stream: bool,
@@ -67,13 +67,13 @@ struct Events {
     more: u64,
 }
 
-/// Small, or near an edge that the store knows.
+/// Small, or near a limit at which the store behaves differently.
 #[derive(Debug, Clone, Copy, Arbitrary)]
 enum Amount {
     Small(i8),
-    /// Up to which one stripe at a time is locked.
+    /// Up to this amount, one stripe at a time is locked.
     Bulk(i8),
-    /// Up to which totals are roomy.
+    /// Up to this amount, totals are stored with room to spare.
     Roomy(i8),
     Most(u8),
     Least(u8),
@@ -99,7 +99,7 @@ impl Amount {
 struct Script {
     store: MemoryStore,
     model: Model,
-    /// What is being collected, and the savepoints within it.
+    /// The batch being collected, and those of the savepoints within it.
     batches: Vec<(Batch, Pending)>,
 }
 
@@ -114,13 +114,13 @@ fuzz_target!(|ops: Vec<Op>| {
 });
 
 impl Script {
-    /// False where it is not known any more what the store has.
+    /// Returns false if the state of the store is not known any more.
     fn run(&mut self, op: &Op) -> bool {
         match op {
-            Op::Apply => self.accept(None, self.store.apply(&mut self.batch().clone())),
+            Op::Apply => self.check_result(None, self.store.apply(&mut self.batch().clone())),
             Op::ApplyIdempotent(events) => {
                 let stream_range = self.stream_range(events);
-                self.accept(
+                self.check_result(
                     Some(stream_range),
                     self.store.apply_idempotent(&mut self.batch().clone(), &stream_range),
                 );
@@ -162,7 +162,7 @@ impl Script {
         &self.batches.last().unwrap().0
     }
 
-    /// What writes to batches alone.
+    /// Does the operations that change batches alone.
     fn collect(&mut self, op: &Op) {
         const OTHER: Counter<u8> = Counter::new("other");
         let nested = self.batches.len();
@@ -211,7 +211,7 @@ impl Script {
             matches!(self.model.judge(pending), Verdict::Foreign { .. } | Verdict::Rollup);
         let mut applied = batch.clone();
         let begun = self.store.begin(&mut applied);
-        assert_eq!(begun.is_err(), refused, "what no end of it could apply");
+        assert_eq!(begun.is_err(), refused, "begin refuses exactly what no commit could apply");
         let (stream_range, found) = match (begun, end) {
             (Err(error), _) => (None, Err(error)),
             (Ok(pending_write), End::Commit) => (None, pending_write.commit()),
@@ -222,11 +222,11 @@ impl Script {
             (Ok(pending_write), End::Abort) => return pending_write.abort(),
             (Ok(pending_write), End::Drop) => return drop(pending_write),
         };
-        self.accept(stream_range, found);
+        self.check_result(stream_range, found);
     }
 
-    /// What came of the batch is what the model says.
-    fn accept(&mut self, stream_range: Option<StreamRange<'_>>, found: Result<Applied>) {
+    /// Compares the result of an apply with the model's.
+    fn check_result(&mut self, stream_range: Option<StreamRange<'_>>, found: Result<Applied>) {
         let (batch, pending) = self.batches.last().unwrap();
         if let Some(stream_range) = stream_range {
             let known = self.model.offset(stream_range.stream());
@@ -280,11 +280,11 @@ impl Script {
                 Verdict::Foreign { .. },
                 Err(Error::UnknownCounter { .. } | Error::DefinitionConflict { .. }),
             ) => {}
-            (verdict, found) => panic!("{verdict:?}, but {found:?}"),
+            (verdict, found) => panic!("expected {verdict:?}, found {found:?}"),
         }
     }
 
-    /// A restart, from bytes or from JSON: what a snapshot keeps is all that there is.
+    /// Restarts, from bytes or from JSON. What the snapshot holds is all that is kept.
     fn restore(&mut self, without: Option<u8>) {
         let mut snapshot = self.store.snapshot();
         assert_eq!(Snapshot::from_bytes(&snapshot.to_bytes().unwrap()).unwrap(), snapshot);

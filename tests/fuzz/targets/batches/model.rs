@@ -1,11 +1,11 @@
-//! The naive model: every total in one map, and rollups summed anew from their definition after
+//! The naive model: every total in one map. It computes rollups anew from their definition after
 //! every batch, in 128 bits.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use arbitrary::{Arbitrary, Unstructured};
 
-/// A counter and a key of it; memberships and base counters before what is summed by them.
+/// A counter and one of its keys. Memberships and bases come before the rollups that sum them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Arbitrary)]
 pub enum Cell {
     All,
@@ -22,7 +22,7 @@ pub enum Cell {
     ArtistDays(Id, Day),
 }
 
-/// Few of each, so that a script meets the same keys again.
+/// Few of each, so that a script uses the same keys again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Id(pub u8);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,7 +31,7 @@ pub struct Day(pub i8);
 pub struct Name(pub &'static str);
 
 const DAYS: std::ops::RangeInclusive<i8> = -2..=2;
-/// One is escaped where it is encoded, and one does not live inline.
+/// One name needs an escape in its encoding, and one is too long for the inline form of a key.
 const NAMES: [&str; 4] = ["", "\0", "a", "a name that is too long to live inline"];
 
 impl<'a> Arbitrary<'a> for Id {
@@ -94,7 +94,7 @@ impl Cell {
         }
     }
 
-    /// Of a membership: what is summed along it, and where to.
+    /// For a membership: the cells that are summed along it, each with the cell of the sum.
     fn joins(&self) -> Vec<(Self, Self)> {
         let days = || DAYS.map(Day);
         match *self {
@@ -113,8 +113,8 @@ impl Cell {
     }
 }
 
-/// What each rollup is made of, itself included.
-const MADE_OF: [(&str, &[&str]); 5] = [
+/// The counters that each rollup depends on, itself included.
+const DEPENDS_ON: [(&str, &[&str]); 5] = [
     ("site.votes", &["site.votes", "set.votes", "set.site"]),
     ("show.votes", &["show.votes", "set.votes", "set.show"]),
     ("show.days", &["show.days", "set.days", "set.show"]),
@@ -122,9 +122,10 @@ const MADE_OF: [(&str, &[&str]); 5] = [
     ("artist.days", &["artist.days", "show.days", "set.days", "set.show", "show.artist"]),
 ];
 
-/// Whether a counter is this one, or a sum that it is a part of.
-pub fn is_made_of(counter: &str, part: &str) -> bool {
-    counter == part || MADE_OF.iter().any(|(sum, parts)| *sum == counter && parts.contains(&part))
+/// Whether a counter is `part`, or a rollup that depends on it.
+pub fn depends_on(counter: &str, part: &str) -> bool {
+    counter == part
+        || DEPENDS_ON.iter().any(|(sum, parts)| *sum == counter && parts.contains(&part))
 }
 
 /// Totals that are not 0.
@@ -135,7 +136,7 @@ pub fn at(totals: &Totals, cell: &Cell) -> i64 {
     totals.get(cell).copied().unwrap_or(0)
 }
 
-/// What rollups are to be by what is stored one level below; none where that leaves 128 bits.
+/// The totals of rollups by the totals one level below as stored. None on overflow of 128 bits.
 fn sums(totals: &Totals) -> Option<Sums> {
     let mut sums = Sums::new();
     for (membership, weight) in totals {
@@ -148,8 +149,8 @@ fn sums(totals: &Totals) -> Option<Sums> {
     Some(sums)
 }
 
-/// The totals of these rows, level by level; none where one leaves 64 bits.
-pub fn counted(rows: Totals) -> Option<Totals> {
+/// The totals of these rows, level by level. None on overflow of 64 bits.
+pub fn with_rollups(rows: Totals) -> Option<Totals> {
     let mut totals = rows;
     for _level in 1..=2 {
         for (cell, sum) in sums(&totals)? {
@@ -159,7 +160,7 @@ pub fn counted(rows: Totals) -> Option<Totals> {
     Some(totals)
 }
 
-/// Sets a total, if it fits.
+/// Sets a total. None if it overflows 64 bits.
 fn put(totals: &mut Totals, cell: Cell, total: i128) -> Option<()> {
     match i64::try_from(total).ok()? {
         0 => totals.remove(&cell),
@@ -171,9 +172,9 @@ fn put(totals: &mut Totals, cell: Cell, total: i128) -> Option<()> {
 /// What one batch adds.
 #[derive(Debug, Clone, Default)]
 pub struct Pending {
-    /// Also what came back to 0: the batch still names the counter.
+    /// Includes sums of 0: the batch still names their counters.
     pub deltas: BTreeMap<Cell, i128>,
-    /// Whether it names a counter that is not the schema's.
+    /// Whether the batch names a counter that is not the schema's.
     pub foreign: bool,
 }
 
@@ -188,7 +189,7 @@ impl Pending {
     }
 }
 
-/// What is to come of a batch.
+/// The expected result of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// It names counters that are not the schema's, and perhaps a rollup too.
@@ -197,8 +198,8 @@ pub enum Verdict {
     },
     Rollup,
     Overflow,
-    /// The totals afterwards; `split` where something that climbs is so large that it may be
-    /// refused although it adds up to little.
+    /// The totals afterwards. If `split`, an intermediate change of a rollup is so large that the
+    /// store may refuse the batch, although the sum fits.
     Applied {
         totals: Totals,
         split: bool,
@@ -207,13 +208,13 @@ pub enum Verdict {
 
 #[derive(Debug, Clone, Default)]
 pub struct Model {
-    /// Rollups included.
+    /// Includes rollups.
     pub totals: Totals,
-    /// Nothing of an earlier day is kept.
+    /// Totals of earlier days are not kept.
     pub cutoff: Option<Day>,
     /// The last event of each stream.
     pub offsets: BTreeMap<String, u64>,
-    /// Counters that lack their past.
+    /// Counters that are not ready.
     pub unready: BTreeSet<&'static str>,
 }
 
@@ -222,8 +223,8 @@ impl Model {
         self.offsets.get(stream).copied().unwrap_or(0)
     }
 
-    /// A sum changes by what it would be afterwards, less what it would be now: whatever it lacks,
-    /// it still lacks.
+    /// The expected result of a batch. A rollup changes by the difference of its sums before and
+    /// after the batch, so its drift stays.
     pub fn judge(&self, pending: &Pending) -> Verdict {
         let rollup = pending.deltas.keys().any(Cell::is_rollup);
         if pending.foreign {
@@ -259,7 +260,7 @@ impl Model {
         Some(then)
     }
 
-    /// Totals that are driven by rows.
+    /// The totals that rows drive.
     pub fn rows(&self) -> Totals {
         self.totals
             .iter()
@@ -268,7 +269,7 @@ impl Model {
             .collect()
     }
 
-    /// How many sums differ from what they are to be; none where one leaves 64 bits.
+    /// The number of rollups' totals that differ from their sums. None on overflow of 64 bits.
     pub fn wrong_sums(&self) -> Option<usize> {
         let mut sums = sums(&self.totals)?;
         for cell in self.totals.keys().filter(|cell| cell.is_rollup()) {
@@ -282,12 +283,12 @@ impl Model {
             .map(|wrong| wrong.into_iter().filter(|is| *is).count())
     }
 
-    /// Whether a cell is not below the cutoff.
+    /// Whether a cell is not before the cutoff.
     pub fn keeps(&self, cell: &Cell) -> bool {
         self.cutoff.is_none_or(|cutoff| cell.day().is_none_or(|day| day >= cutoff))
     }
 
-    /// By how much each total differs from what it is to be.
+    /// The change of each total.
     pub fn changes(&self, then: &Totals) -> BTreeMap<Cell, i128> {
         let cells: BTreeSet<Cell> = self.totals.keys().chain(then.keys()).copied().collect();
         let change =
@@ -295,7 +296,7 @@ impl Model {
         cells.into_iter().map(change).filter(|(_, delta)| *delta != 0).collect()
     }
 
-    /// Whether one child's part in a sum changes by more than 2^94.
+    /// Whether the change of one child's part in a sum exceeds 2^94.
     pub fn is_far(&self, then: &Totals) -> bool {
         let now_and_by = |cell: &Cell| {
             let now = i128::from(at(&self.totals, cell));
@@ -327,23 +328,23 @@ impl Model {
         all - self.totals.len()
     }
 
-    /// A counter begins anew, and with it every sum that it is a part of.
+    /// Drops a counter, and every rollup that depends on it. Both start from nothing.
     pub fn drop_counter(&mut self, counter: &'static str) {
-        self.totals.retain(|cell, _| !is_made_of(cell.counter(), counter));
+        self.totals.retain(|cell, _| !depends_on(cell.counter(), counter));
         self.unready.extend(
-            MADE_OF
+            DEPENDS_ON
                 .map(|(sum, _)| sum)
                 .into_iter()
                 .chain([counter])
-                .filter(|sum| is_made_of(sum, counter)),
+                .filter(|sum| depends_on(sum, counter)),
         );
         if counter == "set.days" {
             self.cutoff = None;
         }
     }
 
-    /// Whether a counter, and all that it is made of, has its past.
+    /// Whether a counter, and all that it depends on, is ready.
     pub fn is_ready(&self, counter: &str) -> bool {
-        !self.unready.iter().any(|unready| is_made_of(counter, unready))
+        !self.unready.iter().any(|unready| depends_on(counter, unready))
     }
 }

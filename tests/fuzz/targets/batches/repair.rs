@@ -1,20 +1,20 @@
-//! Rows that say otherwise than the totals: a verify finds exactly that, and a repair, run in legs,
-//! repairs it.
+//! Rows that differ from the totals. A verify finds exactly the difference, and a repair, run in
+//! legs, repairs it.
 
 use std::ops::Bound;
 
 use keepcount::reconcile::{MemoryAudit, Mode, Options, Reconciler, Report, SystemRuntime, Token};
 use keepcount::{Counter, Error, Key, MemoryStore, Result};
 
-use crate::model::{Cell, Model, Totals, at, counted};
+use crate::model::{Cell, Model, Totals, at, with_rollups};
 use crate::schemas::{ALL, ROLLED, SET_DAYS, SET_SHOW, SET_SITE, SET_VOTES, SHOW_ARTIST, WORDS};
 use crate::store::Row;
 
 /// More legs than there are pages.
 const MAX_LEGS: usize = 200;
 
-/// Says what the rows of some cells add up to, and compares. False where the store is left half
-/// repaired, because a sum leaves 64 bits.
+/// Changes what the rows of some cells add up to, and runs the reconciler. Returns false if an
+/// overflow of a rollup leaves the store partly repaired.
 pub fn run(
     store: &mut MemoryStore,
     model: &mut Model,
@@ -30,7 +30,7 @@ pub fn run(
     let wrong_sums = model.wrong_sums();
     let found = legs(store, &rows, mode, page);
     let drift = found.as_ref().map_or(0, |legs| legs.iter().map(Report::drift).sum::<u64>());
-    let then = counted(expected);
+    let then = with_rollups(expected);
     match (mode, found) {
         (Mode::Verify, Ok(_)) => {
             assert_eq!(drift, (by_rows + wrong_sums.unwrap()) as u64);
@@ -62,7 +62,7 @@ pub fn run(
     }
 }
 
-/// A page at a time, each leg from the token of the one before.
+/// Runs one page at a time. Each leg resumes from the token of the one before.
 fn legs(store: &mut MemoryStore, rows: &Totals, mode: Mode, page: usize) -> Result<Vec<Report>> {
     let options = Options::default().page(page).max_pages(1);
     let mut reports: Vec<Report> = Vec::new();
@@ -85,7 +85,7 @@ fn legs(store: &mut MemoryStore, rows: &Totals, mode: Mode, page: usize) -> Resu
             &mut SystemRuntime::new(),
         )?);
     }
-    panic!("a run that does not end");
+    panic!("the run does not end");
 }
 
 fn audit<'a>(store: &'a mut MemoryStore, rows: &'a Totals) -> Result<MemoryAudit<'a>> {

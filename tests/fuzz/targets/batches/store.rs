@@ -1,4 +1,5 @@
-//! Between the model's cells and the crate's counters and keys.
+//! Conversions between the model's cells and the crate's counters and keys, and comparisons of a
+//! store with the model.
 
 use std::collections::BTreeMap;
 
@@ -11,12 +12,12 @@ use crate::schemas::{
     SHOW_DAYS, SHOW_VOTES, SITE_VOTES, WORDS,
 };
 
-/// A row, as what it adds.
+/// A row, given by what it adds.
 #[derive(Debug, Clone)]
 pub struct Row(pub Vec<(Cell, i64)>);
 
 impl Record for Row {
-    // Rollups too, which are refused when they are applied.
+    // Includes rollups, which are refused when the batch is applied.
     fn tally(&self, to: &mut Tally<'_>) {
         for (cell, amount) in &self.0 {
             match *cell {
@@ -76,11 +77,11 @@ pub fn cell(counter: &CounterId, key: &KeyBuf) -> Cell {
             let (artist, at): (u16, i8) = of(key);
             Cell::ArtistDays(id(artist), day(at))
         }
-        other => panic!("no counter of the schema: {other}"),
+        other => panic!("not a counter of the schema: {other}"),
     }
 }
 
-/// Deltas by cell; each comes once.
+/// Deltas by cell. Each cell occurs once.
 pub fn cells<'a>(
     deltas: impl Iterator<Item = (CounterId, &'a KeyBuf, i128)>,
 ) -> BTreeMap<Cell, i128> {
@@ -94,7 +95,8 @@ pub fn cells<'a>(
     cells
 }
 
-/// The store has what the model has, whichever way it is read; what lacks its past is not read.
+/// The store equals the model in every way of reading. Reads of a counter that is not ready are
+/// refused.
 pub fn check(store: &MemoryStore, model: &Model) {
     for spec in ROLLED.counters() {
         let counter = spec.id();
@@ -124,7 +126,7 @@ pub fn check(store: &MemoryStore, model: &Model) {
     }
 }
 
-/// The sum of a set's days, from one on: what was pruned is not guessed.
+/// The sum of a set's days, from a day on. A range that includes pruned days is refused.
 pub fn check_sum(store: &MemoryStore, model: &Model, set: Id, from: Option<Day>) {
     let range = match from {
         Some(Day(from)) => SET_DAYS.suffixes(set.0, from..),

@@ -1,4 +1,4 @@
-//! In place of the example's errors, which need SQLite: what a reader says.
+//! Replaces the example's errors, which need SQLite.
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 

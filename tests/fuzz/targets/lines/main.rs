@@ -1,8 +1,8 @@
-//! Event files: any bytes, plain or gzip, read as a naive split at newlines says, up to the first
-//! line that is refused; a file that is cut off is told from one that ends; and reading goes on
-//! from a position only where the lines before it are the same.
+//! Event files. Any bytes, plain or gzip, are read as a naive split at newlines reads them, up to
+//! the first line that is refused. A truncated file is distinguished from one that ends. Reading
+//! resumes at a position only if the lines before it are unchanged.
 #![no_main]
-#![allow(clippy::unwrap_used, dead_code)] // parts of the example, in which all of it is used
+#![allow(clippy::unwrap_used, dead_code)] // modules of the example, of which this uses a part
 
 #[path = "../../../../examples/concert/event.rs"]
 mod event;
@@ -28,7 +28,7 @@ use event::Event;
 use lines::{Lines, Position, Refused};
 use progress::Progress;
 
-/// Where files are written: in memory where there is such a place.
+/// The directory of the files: in memory if possible.
 static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
     let shared = PathBuf::from("/dev/shm");
     let folder = if shared.is_dir() { shared } else { std::env::temp_dir() };
@@ -37,7 +37,7 @@ static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
     folder
 });
 
-/// What reading a file gives: its events, where it was after each, and why it ended.
+/// The result of reading a file: its events, the position after each, and why it ended.
 #[derive(Debug, PartialEq, Eq)]
 struct Read {
     events: Vec<(String, Position)>,
@@ -46,10 +46,10 @@ struct Read {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let whole = naive(data);
-    assert_eq!(all(Lines::made(data.to_vec())), whole);
+    let whole = read_naively(data);
+    assert_eq!(read_all(Lines::made(data.to_vec())), whole);
     let begins_as_gzip = data.starts_with(&[0x1f, 0x8b]);
-    let (plain, named) = (all(open("plain", data)), all(open("named.gz", data)));
+    let (plain, named) = (read_all(open("plain", data)), read_all(open("named.gz", data)));
     if begins_as_gzip {
         assert_eq!(plain, named);
     } else {
@@ -60,22 +60,22 @@ fuzz_target!(|data: &[u8]| {
     check_positions(data, &whole);
 });
 
-/// In two gzip members it is the same; cut off, the rest is missed.
+/// Two gzip members read like the plain file. A truncated file is refused at its end.
 fn check_gzip(data: &[u8], whole: &Read) {
     let (one, two) = data.split_at(data.len() / 2);
     let [first, second] = [one, two].map(gzip);
     let members = [first.as_slice(), &second].concat();
-    assert_eq!(all(open("whole", &members)), *whole);
-    let cutoff = some_place(data, members.len());
-    if cutoff > 0 && cutoff != first.len() {
-        let found = all(open("cut.gz", &members[..cutoff]));
+    assert_eq!(read_all(open("whole", &members)), *whole);
+    let cut = some_place(data, members.len());
+    if cut > 0 && cut != first.len() {
+        let found = read_all(open("cut.gz", &members[..cut]));
         assert!(whole.events.starts_with(&found.events), "{found:?}, {whole:?}");
-        let (line, _) = found.refused.expect("what is cut off is refused");
+        let (line, _) = found.refused.expect("a truncated file is refused");
         assert!(line <= whole.end.lines + 1, "{line}");
     }
 }
 
-/// Reading goes on where it ended, unless what was read has changed or is not there.
+/// Reading resumes at a position, unless the lines before it have changed or are missing.
 fn check_positions(data: &[u8], whole: &Read) {
     let Some((_, position)) = whole.events.get(some_place(data, whole.events.len())) else {
         return;
@@ -84,26 +84,26 @@ fn check_positions(data: &[u8], whole: &Read) {
         let mut lines = Lines::made(data.to_vec());
         lines.skip_to(position, "a").map(|()| lines)
     };
-    let rest = all(skipped(data).unwrap());
+    let rest = read_all(skipped(data).unwrap());
     let left: Vec<&(String, Position)> =
         whole.events.iter().filter(|(_, at)| at.lines > position.lines).collect();
     assert!(rest.events.iter().eq(left) && rest.refused == whole.refused, "{rest:?}, {whole:?}");
     let lines = usize::try_from(position.lines).unwrap();
     let read: usize =
         data.split_inclusive(|byte| *byte == b'\n').take(lines).map(<[u8]>::len).sum();
-    assert!(skipped(&data[..read - 1]).is_err() || data[read - 1] == b'\n', "a line less");
+    assert!(skipped(&data[..read - 1]).is_err() || data[read - 1] == b'\n', "a line is missing");
     let mut changed = data.to_vec();
     changed[some_place(data, read)] ^= 1;
     assert!(skipped(&changed).is_err());
 }
 
-/// A place that differs from input to input.
+/// A number below `most` that depends on the input.
 fn some_place(data: &[u8], most: usize) -> usize {
     let mixed = data.iter().fold(data.len(), |sum, byte| (sum * 31 + usize::from(*byte)) % 65_521);
     mixed % most.max(1)
 }
 
-fn naive(data: &[u8]) -> Read {
+fn read_naively(data: &[u8]) -> Read {
     let mut read = Read { events: Vec::new(), end: Position::default(), refused: None };
     for line in data.split_inclusive(|byte| *byte == b'\n') {
         let line = line.strip_suffix(b"\n").unwrap_or(line);
@@ -125,7 +125,7 @@ fn naive(data: &[u8]) -> Read {
     read
 }
 
-fn all(mut lines: Lines) -> Read {
+fn read_all(mut lines: Lines) -> Read {
     let mut events = Vec::new();
     let refused = loop {
         match lines.next_event() {

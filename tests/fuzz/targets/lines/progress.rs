@@ -1,4 +1,4 @@
-//! In place of the example's progress: nobody looks at it.
+//! Replaces the example's progress display.
 
 use std::fs::File;
 use std::io::Read;

@@ -1,5 +1,5 @@
-//! A disk that fills up under the server: first under its tables, then under its log, where the
-//! server ends itself.
+//! A disk that fills up under the server: first under its tables, then under its WAL, which stops
+//! the server.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,7 +13,7 @@ use crate::support::postgres::{Server, connect};
 use crate::support::postgres_app::{SCHEMA, assert_exact, audit, create, differences};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_disk_that_fills_up_under_tables_or_log_loses_nothing_and_counts_nothing_twice() {
+async fn full_disk_under_tables_or_wal_loses_nothing_and_counts_nothing_twice() {
     let Some(mut server) = Server::on_small_disks() else { return };
     let config = server.database().await;
     let mut client = connect(&config).await;
@@ -33,21 +33,21 @@ async fn a_disk_that_fills_up_under_tables_or_log_loses_nothing_and_counts_nothi
     let writers: Vec<_> = (1..=4)
         .map(|stream| tokio::spawn(deliver(config.clone(), stream, Arc::clone(&ends))))
         .collect();
-    let (mut full, mut stopped, mut fixed) = (0, 0, 0);
+    let (mut full, mut stopped, mut failed) = (0, 0, 0);
     for round in 0..4 {
         tokio::time::sleep(Duration::from_millis(300)).await;
         server.fill(if round % 2 == 0 { "tables" } else { "wal" });
         full += 1;
         tokio::time::sleep(Duration::from_millis(300)).await;
         if round % 2 == 1 {
-            // Segments that it has are used up, until it has no room for another.
+            // Uses up the WAL segments that exist, until there is no room for another.
             for _ in 0..40 {
                 let Some(client) = open(&config).await else { break };
                 let _ = client.batch_execute("SELECT pg_switch_wal()").await;
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
-        // A repair meanwhile says what is the matter, and harms nothing.
+        // A repair meanwhile finds no drift, or returns an error.
         if let Some(mut client) = open(&config).await {
             let mut repair =
                 Reconciler::new(Mode::Repair, &SCHEMA, Options::default().retries(0)).unwrap();
@@ -62,7 +62,7 @@ async fn a_disk_that_fills_up_under_tables_or_log_loses_nothing_and_counts_nothi
                             ),
                             "{error:?}"
                         );
-                        fixed += 1;
+                        failed += 1;
                     }
                 }
             }
@@ -87,7 +87,7 @@ async fn a_disk_that_fills_up_under_tables_or_log_loses_nothing_and_counts_nothi
     }
     assert_exact(&differences(&client).await);
     println!(
-        "{full} times full; {stopped} times the server was gone; {fixed} repairs met it; {ends:?}"
+        "{full} times full; the server stopped {stopped} times; {failed} repairs failed; {ends:?}"
     );
     assert!(ends.committed.load(Ordering::Relaxed) > 20, "{ends:?}");
 }

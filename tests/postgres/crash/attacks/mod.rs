@@ -1,5 +1,5 @@
-//! What stands between an application and its server, keeps its transactions, takes its disk away,
-//! or takes its place: rows and totals stay one.
+//! Poolers, two-phase commit, full disks and standbys that take over: rows and totals stay
+//! consistent.
 
 mod full_disk;
 mod pooler;

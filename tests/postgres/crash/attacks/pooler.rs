@@ -1,5 +1,5 @@
-//! PgBouncer in transaction mode: each transaction may have another connection of the server's,
-//! with what others left there.
+//! PgBouncer in transaction mode: each transaction may run on another connection to the server,
+//! with the session state that others left there.
 
 use std::fs;
 use std::net::TcpListener;
@@ -23,7 +23,7 @@ use crate::support::postgres_app::{
 };
 use crate::support::random::Random;
 
-/// A pooler of three connections of the server's, which ends with this value.
+/// A pooler with three connections to the server. It ends when this value is dropped.
 struct Pooler {
     child: Child,
     folder: PathBuf,
@@ -31,8 +31,8 @@ struct Pooler {
 }
 
 impl Pooler {
-    /// None, and says so, where it is not installed.
-    fn before(server: &Server, database: &str) -> Option<Self> {
+    /// Starts a pooler in front of a server. If it is not installed, returns None and prints so.
+    fn start(server: &Server, database: &str) -> Option<Self> {
         let program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"]
             .into_iter()
             .find(|path| fs::metadata(path).is_ok());
@@ -73,7 +73,7 @@ impl Pooler {
         config
     }
 
-    /// A connection through it, once it listens.
+    /// Connects through the pooler, once it listens.
     async fn connect(&self, database: &str) -> Client {
         for _ in 0..500 {
             if let Ok((client, connection)) = self.config(database).connect(NoTls).await {
@@ -97,7 +97,8 @@ impl Drop for Pooler {
     }
 }
 
-/// One row and its totals in a transaction of the application's; every fourth is rolled back.
+/// Writes one row and its totals in a transaction of the application; about every fourth is rolled
+/// back. Returns whether it was committed.
 async fn vote(
     client: &mut Client,
     random: &mut Random,
@@ -107,7 +108,7 @@ async fn vote(
 ) -> Result<bool, Error> {
     let tx = client.transaction().await.unwrap();
     let vote = Vote { setlist: random.int(0, 20), weight: random.int(1, 4), day: random.int(0, 4) };
-    // A pooler in transaction mode knows no statements that were prepared by name.
+    // A pooler in transaction mode does not support statements that are prepared by name.
     let text = "INSERT INTO votes VALUES ($1, $2, $3, $4)";
     tx.execute_typed(
         text,
@@ -135,7 +136,7 @@ async fn vote(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn totals_behind_a_pooler_by_transactions_are_exact_and_audits_leave_no_settings_there() {
+async fn totals_behind_a_transaction_pooler_are_exact_and_audits_leave_no_settings() {
     let Some(server) = shared() else { return };
     let direct = server.database().await;
     let database = direct.get_dbname().unwrap().to_owned();
@@ -148,10 +149,10 @@ async fn totals_behind_a_pooler_by_transactions_are_exact_and_audits_leave_no_se
         .batch_execute("INSERT INTO setlists SELECT s, s % 5 FROM generate_series(0, 19) AS s; INSERT INTO shows SELECT s, s % 2 FROM generate_series(0, 4) AS s")
         .await
         .unwrap();
-    let Some(pooler) = Pooler::before(server, &database) else { return };
+    let Some(pooler) = Pooler::start(server, &database) else { return };
     let pooler = Arc::new(pooler);
 
-    // Links and what they sum are repaired through the pooler, too.
+    // Memberships and rollups are repaired through the pooler too.
     let repair = |mut client: Client| async move {
         let mut repair =
             Reconciler::new(Mode::Repair, &SCHEMA, Options::default().page(7).retries(20)).unwrap();
@@ -184,7 +185,7 @@ async fn totals_behind_a_pooler_by_transactions_are_exact_and_audits_leave_no_se
             }
         }));
     }
-    // One writer keeps its statements prepared, the other has none: neither is confused by what the
+    // One writer uses prepared statements, the other does not: neither is affected by what the
     // other left on a connection.
     for writer in 0..2_i64 {
         let (pooler, database, done, cast) =
@@ -201,8 +202,7 @@ async fn totals_behind_a_pooler_by_transactions_are_exact_and_audits_leave_no_se
                 if writer == 0 {
                     store = store.prepared(&prepared);
                 }
-                // Nor is a statement's name refused that another connection of the pool does not
-                // know.
+                // A prepared statement that this connection of the pool does not know is no error.
                 store
                     .write(&[("INSERT INTO ballots VALUES ($1)", &[&id])], &mut batch)
                     .await
@@ -222,7 +222,7 @@ async fn totals_behind_a_pooler_by_transactions_are_exact_and_audits_leave_no_se
     for writer in writers {
         writer.await.unwrap();
     }
-    // What an audit sets is its transaction's: no connection of the pool kept it.
+    // An audit's settings end with its transaction: no connection of the pool keeps them.
     for _ in 0..3 {
         let text = "SELECT name FROM pg_settings WHERE source = 'session' AND name NOT IN ('client_encoding', 'application_name')";
         let client = pooler.connect(&database).await;

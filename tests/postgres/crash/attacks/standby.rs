@@ -1,5 +1,5 @@
-//! Totals that have become older beneath a run, on a standby that lagged and was promoted or in a
-//! backup: nothing is believed that they do not have.
+//! Totals that have become older below a run, on a standby that lagged and was promoted, or in a
+//! backup. The run trusts nothing that these totals do not have.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,14 +40,14 @@ const ROWS: &str = "
     INSERT INTO votes SELECT id, id % 50, 1 + id % 3, id % 4 FROM generate_series(0, 599) AS id;
 ";
 
-/// No wait may be longer.
+/// The longest that any wait may take.
 const LONGEST: Duration = Duration::from_secs(30);
 
 fn options() -> Options {
     Options::default().page(7).retries(0)
 }
 
-/// Who goes on when the totals have become older.
+/// Which run continues once the totals have become older.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Who {
     /// Another run, with the token of the first.
@@ -64,14 +64,14 @@ struct Case {
     mode: Mode,
     /// Pages that it did before the standby was cut off.
     before: u64,
-    /// The step before which the server crashed, counted from the cutoff on.
+    /// The step before which the server crashes, counted from when the standby is cut off.
     step: u64,
     who: Who,
 }
 
 impl Case {
-    /// The steps of a run are: identify, recall where it resumes, look at each of five counters,
-    /// then measure, repair, and keep or not, page by page.
+    /// The steps of a run are: identify, recall if it resumes, probe each of five counters; then
+    /// page by page compare, repair, and sometimes keep.
     fn all(round: usize) -> Vec<Self> {
         let (whos, anew) = ([Who::Token, Who::Itself], [Mode::Backfill, Mode::Repair][round % 2]);
         let who = |at: usize| whos[(at + round) % 2];
@@ -144,7 +144,8 @@ impl AsyncAudit for Doomed<'_> {
     }
 
     async fn keep(&mut self, ask: &Keep) -> Result<Kept> {
-        // The place that is kept behind an error comes later than the crash.
+        // A run also keeps its position after an error: that is after the crash, and counts as no
+        // step.
         if self.left > 0 {
             self.step().await;
         }
@@ -174,7 +175,7 @@ async fn run_whole(mode: Mode, config: &Config) -> Report {
     report
 }
 
-/// A run, or one that goes on from a token.
+/// Creates a run, or resumes one from a token.
 fn leg(mode: Mode, token: Option<&Token>, options: Options) -> Reconciler {
     match token {
         Some(token) => {
@@ -184,8 +185,8 @@ fn leg(mode: Mode, token: Option<&Token>, options: Options) -> Reconciler {
     }
 }
 
-/// Writes some transactions with their hooks; ends early where its server does. How many were
-/// committed.
+/// Writes up to `most` transactions with their hooks; stops early if the server does. Returns how
+/// many were committed.
 async fn write_some(mut client: Client, writer: i64, most: usize) -> usize {
     let mut random = Random(writer.unsigned_abs());
     let mut committed = 0;
@@ -207,7 +208,7 @@ async fn write_some(mut client: Client, writer: i64, most: usize) -> usize {
     committed
 }
 
-/// Makes totals wrong, missing and too many, in every table but the leaderboard's.
+/// Makes totals wrong and deletes totals, in every table but the leaderboard's.
 async fn damage(client: &Client) {
     for table in COUNTERS.map(table) {
         let key = if table.ends_with("days")
@@ -228,8 +229,8 @@ fn table(counter: CounterId) -> String {
     counter.name().replace('.', "_")
 }
 
-/// A copy of a database; nobody may be connected to it, and connections that were dropped end a
-/// moment later.
+/// Copies a database, to which nothing may be connected. Connections that were dropped end a moment
+/// later, so this tries again.
 async fn copy(server: &Server, from: &Config, name: &str) -> Config {
     let client = connect(&server.config("postgres")).await;
     let text = format!("CREATE DATABASE {name} TEMPLATE {}", from.get_dbname().unwrap());
@@ -246,74 +247,81 @@ async fn copy(server: &Server, from: &Config, name: &str) -> Config {
     server.config(name)
 }
 
-/// Two databases with the same rows: all counted, and nothing counted yet.
+/// Two databases with the same rows: one with exact totals, one that waits for its backfill.
 async fn templates(server: &Server) -> [Config; 2] {
-    let (counted, unguarded) = (server.database().await, server.database().await);
+    let (counted, pending) = (server.database().await, server.database().await);
     let mut client = connect(&counted).await;
     create(&mut client).await;
     client.batch_execute(ROWS).await.unwrap();
     run_whole(Mode::Repair, &counted).await;
     assert_exact(&differences(&client).await);
-    let mut client = connect(&unguarded).await;
+    let mut client = connect(&pending).await;
     client.batch_execute(TABLES).await.unwrap();
     client.batch_execute(ROWS).await.unwrap();
     PostgresStore::new(&mut client, &SCHEMA).create_pending_backfill().await.unwrap();
-    [counted, unguarded]
+    [counted, pending]
 }
 
-/// What is ready lacks nothing, and what is not is not read. How many are ready.
+/// Asserts that ready counters have no drift, and that reads of the others are refused. Returns how
+/// many are ready.
 async fn assert_ready_is_exact(client: &mut Client, of: &str) -> usize {
     let differing = differences(client).await;
     let mut store = PostgresStore::new(client, &SCHEMA);
     let unready = store.unready().await.unwrap();
     let refused = store.total(ARTIST_VOTES, 1).await.is_err();
-    assert_eq!(refused, !unready.is_empty(), "{of}: the last of all is read when all are ready");
+    assert_eq!(
+        refused,
+        !unready.is_empty(),
+        "{of}: the topmost rollup can be read only if all are ready"
+    );
     let ready = COUNTERS.iter().filter(|counter| !unready.contains(counter));
-    ready.inspect(|counter| assert_none_of(**counter, &differing, of)).count()
+    ready.inspect(|counter| assert_no_drift(**counter, &differing, of)).count()
 }
 
-/// What a report calls clean is what the rows say.
+/// Asserts that the counters which the report calls clean have no drift. Returns how many are
+/// clean.
 fn assert_clean_is_exact(report: &Report, differing: &[String], of: &str) -> usize {
     let clean = report.counters.iter().filter(|counter| counter.clean);
-    clean.inspect(|counter| assert_none_of(counter.counter, differing, of)).count()
+    clean.inspect(|counter| assert_no_drift(counter.counter, differing, of)).count()
 }
 
 #[track_caller]
-fn assert_none_of(counter: CounterId, differing: &[String], of: &str) {
+fn assert_no_drift(counter: CounterId, differing: &[String], of: &str) {
     let ours = format!("FROM {})", table(counter));
     let differing: Vec<&String> = differing.iter().filter(|line| line.contains(&ours)).collect();
-    assert!(differing.is_empty(), "{of}: {} is said to be whole: {differing:#?}", counter.name());
+    assert!(differing.is_empty(), "{of}: {} is not exact: {differing:#?}", counter.name());
 }
 
-/// What came of the runs.
+/// What the runs did.
 #[derive(Debug, Default)]
 struct Found {
     promotions: usize,
     pages: u64,
     written: usize,
-    /// Tokens that the totals knew, and that they did not.
-    believed: usize,
+    /// Tokens that the totals knew, so that the run continued there.
+    trusted: usize,
+    /// Tokens that the totals did not know, so that the run began anew.
     begun_anew: usize,
     clean: usize,
 }
 
-/// What totals have kept of a token's run.
+/// What the totals' database has kept of a token's run.
 async fn kept_of(client: &Client, token: &Token) -> Option<String> {
     let text = r#"SELECT "token" FROM keepcount_runs WHERE "run" = $1"#;
     let row = client.query_opt(text, &[&token.run().cast_signed()]).await.unwrap();
     row.map(|row| row.get(0))
 }
 
-/// Goes on with a token, beside a writer, over totals that may be older: after each leg what is
-/// ready, and what is called clean, is as the rows say; in the end all is.
-async fn go_on(mode: Mode, token: &Token, config: &Config, found: &mut Found, of: &str) {
+/// Resumes a run from a token, beside a writer, over totals that may be older. After each leg the
+/// counters that are ready or called clean have no drift; in the end none has.
+async fn resume_to_end(mode: Mode, token: &Token, config: &Config, found: &mut Found, of: &str) {
     let mut client = connect(config).await;
     let kept = kept_of(&client, token).await;
     let wanted =
         if mode == Mode::Backfill { kept.is_some() } else { kept == Some(token.to_string()) };
     let mut next = Some(token.clone());
     for leg_number in 0.. {
-        assert!(leg_number < 30, "{of}: it ends");
+        assert!(leg_number < 30, "{of}: the run does not end");
         let pages = if leg_number == 0 { 1 } else { 25 };
         let mut run = leg(mode, next.as_ref(), options().retries(5).max_pages(pages));
         let (report, written) = tokio::join!(drive(&mut run, config), async {
@@ -330,17 +338,17 @@ async fn go_on(mode: Mode, token: &Token, config: &Config, found: &mut Found, of
         let Some(next) = &next else { break };
         if leg_number == 0 {
             assert_eq!(next.run() == token.run(), wanted, "{of}: {kept:?} is kept");
-            *if wanted { &mut found.believed } else { &mut found.begun_anew } += 1;
+            *if wanted { &mut found.trusted } else { &mut found.begun_anew } += 1;
         }
     }
     if mode == Mode::Repair && wanted {
-        // What the legs before have repaired is repaired here too.
+        // The repairs of the earlier legs are not lost.
         assert_exact(&differences(&client).await);
     }
     finish(mode, config, of).await;
 }
 
-/// A new run repairs what is left, and everything is as the rows say.
+/// Repairs what is left with a new run, and asserts that nothing differs from the rows.
 async fn finish(mode: Mode, config: &Config, of: &str) {
     let mut client = connect(config).await;
     if mode == Mode::Backfill {
@@ -355,8 +363,13 @@ async fn finish(mode: Mode, config: &Config, of: &str) {
     assert!(report.counters.iter().all(|counter| counter.clean), "{of}: {}", report.table());
 }
 
-/// Drives a run until its server crashes, which it tells of.
-async fn doom(mut run: Reconciler, config: Config, step: u64, crash: Arc<Barrier>) -> Reconciler {
+/// Drives a run until its server crashes, and asserts that its error says so.
+async fn drive_until_crash(
+    mut run: Reconciler,
+    config: Config,
+    step: u64,
+    crash: Arc<Barrier>,
+) -> Reconciler {
     let mut client = connect(&config).await;
     let mut doomed = Doomed { audit: audit(&mut client).await.unwrap(), left: step, crash };
     let ended = timeout(LONGEST, run_async(&mut run, &mut doomed, &mut TokioRuntime::new()))
@@ -370,8 +383,9 @@ async fn doom(mut run: Reconciler, config: Config, step: u64, crash: Arc<Barrier
     run
 }
 
-/// Connections to a server that has crashed since: each call says so, the first as every other.
-async fn assert_gone(
+/// Asserts that on connections to a crashed server every call says so, the first as well as later
+/// ones.
+async fn assert_calls_fail(
     [mut one, mut two, mut three, mut four]: [Client; 4],
     tx: tokio_postgres::Transaction<'_>,
 ) {
@@ -388,7 +402,7 @@ async fn assert_gone(
             retry(PostgresStore::new(&mut one, &SCHEMA).total(SHOW_VOTES, 1).await.unwrap_err());
             let mut kept = batch();
             retry(PostgresStore::new(&mut two, &SCHEMA).apply(&mut kept).await.unwrap_err());
-            assert!(!kept.is_empty(), "it is as it was");
+            assert!(!kept.is_empty(), "the batch keeps its deltas");
             retry(audit(&mut three).await.map(drop).unwrap_err());
             let rows: (&str, &[&(dyn tokio_postgres::types::ToSql + Sync)]) =
                 ("DELETE FROM votes", &[]);
@@ -404,15 +418,15 @@ async fn assert_gone(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn runs_whose_server_crashes_go_on_where_the_standby_is_that_takes_over() {
+async fn runs_whose_server_crashes_continue_on_the_promoted_standby() {
     let Some(mut primary) = Server::new() else { return };
-    let [counted, unguarded] = templates(&primary).await;
+    let [counted, pending] = templates(&primary).await;
     let mut found = Found::default();
     for round in 0..2 {
         let replica = primary.replica();
         let mut cases = Vec::new();
         for (at, case) in Case::all(round).into_iter().enumerate() {
-            let template = if case.mode == Mode::Backfill { &unguarded } else { &counted };
+            let template = if case.mode == Mode::Backfill { &pending } else { &counted };
             let config = copy(&primary, template, &format!("case_{round}_{at}")).await;
             if case.mode != Mode::Backfill {
                 damage(&connect(&config).await).await;
@@ -429,15 +443,15 @@ async fn runs_whose_server_crashes_go_on_where_the_standby_is_that_takes_over() 
             found.written += write_some(connect(&config).await, 1, 3).await;
             cases.push((case, config, token));
         }
-        replica.caught_up().await;
+        replica.wait_until_caught_up().await;
         replica.cut_off().await;
 
-        // From here on the standby lacks what is done.
+        // From here on the standby lacks what is written.
         let crash = Arc::new(Barrier::new(cases.len() + 1));
         let mut runs = Vec::new();
         for (case, config, token) in &mut cases {
             if case.mode == Mode::Verify {
-                // It finds nothing wrong here, and much on the standby.
+                // The verify finds no drift here, and much on the standby.
                 run_whole(Mode::Repair, config).await;
                 if case.before > 0 {
                     let report =
@@ -447,10 +461,15 @@ async fn runs_whose_server_crashes_go_on_where_the_standby_is_that_takes_over() 
                 }
             }
             let run = leg(case.mode, token.as_ref(), options());
-            runs.push(tokio::spawn(doom(run, config.clone(), case.step, Arc::clone(&crash))));
+            runs.push(tokio::spawn(drive_until_crash(
+                run,
+                config.clone(),
+                case.step,
+                Arc::clone(&crash),
+            )));
         }
-        timeout(LONGEST, crash.wait()).await.expect("all come to their step");
-        // Connected before the crash, which is what they are to meet.
+        timeout(LONGEST, crash.wait()).await.expect("every run reaches its step");
+        // These connect before the crash, so that it cuts them off.
         let mut writing = Vec::new();
         for (_, config, _) in cases.iter().take(4) {
             writing.push(tokio::spawn(write_some(connect(config).await, 2, usize::MAX)));
@@ -464,7 +483,7 @@ async fn runs_whose_server_crashes_go_on_where_the_standby_is_that_takes_over() 
         tx.batch_execute("INSERT INTO shows VALUES (99, 1)").await.unwrap();
         tokio::time::sleep(Duration::from_millis(50)).await;
         primary.crash();
-        assert_gone(old.try_into().unwrap(), tx).await;
+        assert_calls_fail(old.try_into().unwrap(), tx).await;
         crash.wait().await;
         for writer in writing {
             found.written += writer.await.unwrap();
@@ -478,7 +497,7 @@ async fn runs_whose_server_crashes_go_on_where_the_standby_is_that_takes_over() 
             let of = format!("round {round}, {case:?}");
             match (case.who, run.token()) {
                 (Who::Token, Some(token)) => {
-                    go_on(case.mode, &token, &config, &mut found, &of).await;
+                    resume_to_end(case.mode, &token, &config, &mut found, &of).await;
                 }
                 (Who::Itself, _) => {
                     let (report, written) = tokio::join!(drive(&mut run, &config), async {
@@ -499,22 +518,22 @@ async fn runs_whose_server_crashes_go_on_where_the_standby_is_that_takes_over() 
                     found.pages += run_whole(case.mode, &config).await.pages;
                     finish(case.mode, &config, &of).await;
                 }
-                (Who::Token, None) => panic!("{of}: it had come nowhere, {replicated:?}"),
+                (Who::Token, None) => panic!("{of}: the run has no token, {replicated:?}"),
             }
         }
         primary = replica.server;
     }
     println!("{found:?}");
-    assert!(found.believed > 0 && found.begun_anew > 0 && found.written > 100, "{found:?}");
+    assert!(found.trusted > 0 && found.begun_anew > 0 && found.written > 100, "{found:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tokens_of_later_legs_are_not_believed_of_a_backup_that_lacks_them() {
+async fn tokens_of_later_legs_are_not_trusted_on_a_backup_that_lacks_them() {
     let Some(server) = Server::new() else { return };
-    let [counted, unguarded] = templates(&server).await;
+    let [counted, pending] = templates(&server).await;
     let mut found = Found::default();
     for mode in [Mode::Backfill, Mode::Repair, Mode::Verify] {
-        let template = if mode == Mode::Backfill { &unguarded } else { &counted };
+        let template = if mode == Mode::Backfill { &pending } else { &counted };
         let database = copy(&server, template, &format!("{mode}")).await;
         if mode != Mode::Backfill {
             damage(&connect(&database).await).await;
@@ -532,12 +551,12 @@ async fn tokens_of_later_legs_are_not_believed_of_a_backup_that_lacks_them() {
             found.written += write_some(connect(&database).await, 1, 2).await;
             backups.push(copy(&server, &database, &format!("{mode}_{}", at + 1)).await);
         }
-        // Each backup with the last token; the newest of them knows it.
+        // Resumes the last token on each backup. Only the newest backup knows it.
         let last = tokens.last().unwrap();
         for (at, backup) in backups.iter().enumerate() {
-            go_on(mode, last, backup, &mut found, &format!("{mode}, backup {at}")).await;
+            resume_to_end(mode, last, backup, &mut found, &format!("{mode}, backup {at}")).await;
         }
     }
     println!("{found:?}");
-    assert!(found.believed > 2 && found.begun_anew > 2, "{found:?}");
+    assert!(found.trusted > 2 && found.begun_anew > 2, "{found:?}");
 }

@@ -1,5 +1,5 @@
-//! Two-phase commit: a prepared transaction holds its totals, survives a crash, and counts when it
-//! is committed, by whatever connection.
+//! Two-phase commit: a prepared transaction keeps its totals locked, survives a crash, and counts
+//! when any connection commits it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,12 +15,12 @@ use crate::support::postgres_app::{
 };
 use crate::support::random::Random;
 
-/// Prepares one transaction after the other, and ends each at once, later, or never: those are for
-/// whoever finds them.
+/// Prepares one transaction after the other. Most are committed or rolled back, at once or later;
+/// some are left prepared for [`resolve`].
 async fn prepare(config: Config, writer: i64, done: Arc<AtomicBool>, prepared: Arc<AtomicU64>) {
     let mut client = connect(&config).await;
     let other = connect(&config).await;
-    // What somebody else has prepared and left is waited for no longer than this.
+    // The longest wait for a row that a prepared transaction has locked.
     client.batch_execute("SET lock_timeout = '200ms'").await.unwrap();
     let mut random = Random(u64::try_from(writer).unwrap());
     let mut number = 0;
@@ -47,7 +47,7 @@ async fn prepare(config: Config, writer: i64, done: Arc<AtomicBool>, prepared: A
         drop(tx);
         prepared.fetch_add(1, Ordering::Relaxed);
         match random.below(20) {
-            0 => {} // left to whoever finds it
+            0 => {} // left prepared
             1..=5 => other.batch_execute(&format!("ROLLBACK PREPARED '{name}'")).await.unwrap(),
             _ => {
                 tokio::time::sleep(Duration::from_millis(random.below(4))).await;
@@ -57,7 +57,8 @@ async fn prepare(config: Config, writer: i64, done: Arc<AtomicBool>, prepared: A
     }
 }
 
-/// Ends what was left prepared; every second is committed.
+/// Ends the transactions that were left prepared: commits every second one, rolls the others back.
+/// Returns how many there were.
 async fn resolve(config: &Config) -> usize {
     let client = connect(config).await;
     let text = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database() ORDER BY gid";
@@ -73,8 +74,7 @@ async fn resolve(config: &Config) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn prepared_transactions_count_when_they_are_committed_also_after_a_crash_and_beside_repairs()
-{
+async fn prepared_transactions_count_once_committed_despite_crashes_and_repairs() {
     let Some(mut server) = Server::with(&[("max_prepared_transactions", "100"), ("fsync", "on")])
     else {
         return;
@@ -96,7 +96,8 @@ async fn prepared_transactions_count_when_they_are_committed_also_after_a_crash_
             })
             .map(tokio::spawn)
             .collect();
-        // Repairs find nothing: what is prepared has neither its rows nor its totals yet.
+        // Repairs find nothing: neither the rows nor the totals of a prepared transaction are
+        // visible yet.
         let mut client = connect(&config).await;
         for _ in 0..8 {
             let mut repair =
@@ -113,8 +114,8 @@ async fn prepared_transactions_count_when_they_are_committed_also_after_a_crash_
         for writer in writers {
             writer.await.unwrap();
         }
-        // A repair that needs a total which a prepared transaction holds says so after its lock
-        // timeout, and harms nothing.
+        // A repair that needs a total which a prepared transaction has locked is busy after its
+        // lock timeout, and changes nothing.
         let plant = "UPDATE setlist_votes SET total = total + 5
                      WHERE key IN (SELECT key FROM setlist_votes ORDER BY key FOR UPDATE SKIP LOCKED)";
         let planted = connect(&config).await.execute(plant, &[]).await.unwrap();
