@@ -51,6 +51,7 @@ mod recount;
 mod report;
 mod running;
 mod runtime;
+mod scope;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 pub mod step;

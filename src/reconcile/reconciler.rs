@@ -11,6 +11,7 @@ use super::options::{Mode, Options};
 use super::pages::Pages;
 use super::progress::{Pace, Progress, estimate};
 use super::report::{CounterReport, Outcome, Overlap, Report};
+use super::scope::{Scope, ScopedCounter};
 use super::step::{Answer, Request, Step};
 use super::token::{Part, Token};
 use crate::counter::CounterId;
@@ -75,29 +76,11 @@ pub struct Reconciler {
     run: u64,
     /// What is kept of the run in the totals' database, as far as this run knows.
     kept: Option<Token>,
-    names: Vec<CounterId>,
-    /// By level, then by name: a rollup is compared with the stored totals of its base.
-    scope: Vec<CounterId>,
-    /// How many of `scope`, at its front, are not rollups.
-    driven_by_rows: usize,
-    /// For each counter of `scope`, whether the caller named it: then it must have a source.
-    named: Vec<bool>,
-    /// For each counter of `scope`, the positions of all that it sums.
-    below: Vec<Vec<usize>>,
-    /// For each counter of `scope`, whether it is done and was not clean, in this run or in those
-    /// that it resumes.
-    unclean: Vec<bool>,
-    /// The position in `scope`: everything before it is done.
-    at: usize,
-    after: Option<KeyBuf>,
+    scope: Scope,
     /// Set if not all keys of a counter are compared.
     part: Option<Part>,
     /// In a run over single keys: those that are left, the current one last.
     only: Vec<KeyBuf>,
-    /// Whether the runs that this one resumes found drift in the current counter.
-    dirty: bool,
-    /// Whether they skipped keys of it.
-    unsettled: bool,
     state: State,
     /// The state that an error interrupted, kept while the run asks again which totals these are
     /// and how far it has come in them.
@@ -113,18 +96,11 @@ pub struct Reconciler {
     started: Option<Duration>,
     /// The last time that the clock gave.
     seen: Duration,
-    /// For each counter of `scope` that this run began, when its first page was handed out.
-    begun: Vec<Option<Duration>>,
     failures: u32,
     throttled_since: Option<Duration>,
-    /// Orphans of the current counter that were repaired since its source was last probed.
-    orphans: u64,
-    reports: Vec<CounterReport>,
     pages: u64,
     rows: u64,
     pace: Pace,
-    /// Keys that this run is expected to compare, for each counter of `scope`.
-    expected: Vec<Option<u64>>,
     outcome: Outcome,
     overlap: Option<Overlap>,
     /// Whether its end was reported to metrics and tracing.
@@ -136,7 +112,7 @@ enum State {
     Identify,
     /// Reads what is kept of the run.
     Recall,
-    /// Probes the counters of `scope` from this position on, before the first page.
+    /// Probes the counters from this one on, before the first page.
     Probe(usize),
     Compare,
     /// Probes again before the next repair: so many orphans were found since the last probe that
@@ -185,9 +161,6 @@ const REPAIR_ROWS: u64 = 100_000;
 const KEYS_OF_ONE: usize = 16;
 /// Keys to compare before a share of wrong ones means anything.
 const SHARE_KEYS: u64 = 100;
-/// The failure of a counter that an earlier leg left out; only that leg's report has the reason.
-const LEFT_OUT_BEFORE: &str =
-    "it was left out by an earlier leg of this run, whose report says why";
 const MIN_RETRY_WAIT: Duration = Duration::from_millis(50);
 const MAX_RETRY_WAIT: Duration = Duration::from_secs(1);
 const THROTTLE_WAIT: Duration = Duration::from_millis(250);
@@ -236,19 +209,7 @@ impl Reconciler {
         options: Options,
     ) -> Result<Self> {
         options.check()?;
-        let all = schema.by_name();
-        let mut scope: Vec<CounterId> =
-            all.iter().filter(|id| wanted.contains(id)).copied().collect();
-        scope.sort_by_key(|id| schema.level(id)); // stable: by name within a level
-        let rows = scope.iter().take_while(|id| schema.level(id) == 0).count();
-        let sums = |id: &CounterId| {
-            let mut all = schema.with_bases(&[*id])?;
-            all.retain(|below| below != id);
-            Ok(all)
-        };
-        let sums = scope.iter().map(sums).collect::<Result<Vec<Vec<CounterId>>>>()?;
-        let position = |below: &CounterId| scope.iter().position(|id| id == below);
-        let of_scope = scope.len();
+        let scope = Scope::new(schema, wanted, named)?;
         Ok(Self {
             mode,
             options,
@@ -256,25 +217,10 @@ impl Reconciler {
             identity: None,
             run: new_run(),
             kept: None,
-            names: all,
-            below: sums.iter().map(|sums| sums.iter().filter_map(position).collect()).collect(),
-            unclean: vec![false; of_scope],
-            reports: scope
-                .iter()
-                .zip(sums)
-                .map(|(id, sums)| CounterReport::new(*id, sums))
-                .collect(),
-            expected: vec![None; of_scope],
-            outcome: if scope.is_empty() { Outcome::Complete } else { Outcome::Running },
-            named: scope.iter().map(|id| named.contains(id)).collect(),
+            outcome: if scope.is_done() { Outcome::Complete } else { Outcome::Running },
             scope,
-            driven_by_rows: rows,
-            at: 0,
-            after: None,
             part: None,
             only: Vec::new(),
-            dirty: false,
-            unsettled: false,
             state: State::Identify,
             interrupted: None,
             wait: None,
@@ -285,10 +231,8 @@ impl Reconciler {
             worked: Duration::ZERO,
             started: None,
             seen: Duration::ZERO,
-            begun: vec![None; of_scope],
             failures: 0,
             throttled_since: None,
-            orphans: 0,
             pages: 0,
             rows: 0,
             pace: Pace::default(),
@@ -346,7 +290,8 @@ impl Reconciler {
         for key in after.iter().chain(&until) {
             counter.parts().values(key).map_err(|cause| Error::key(&counter, key, cause))?;
         }
-        (run.after, run.part) = (after.cloned(), Some(Part { until: until.cloned() }));
+        run.scope.place.after = after.cloned();
+        run.part = Some(Part { until: until.cloned() });
         Ok(run)
     }
 
@@ -441,68 +386,31 @@ impl Reconciler {
         run.identity = Some(token.identity);
         run.run = token.run;
         run.part.clone_from(&token.part);
-        for (at, named) in run.named.iter_mut().enumerate() {
-            *named = is_in(&token.named, at);
-        }
-        if run.positions() != token.scope {
-            return refused("its counters are not those that a run over them has");
-        }
-        let Some(counter) = run.scope.get(usize::from(token.at)) else {
-            return refused("its position is beyond its counters");
-        };
-        if token.after.iter().chain(run.until()).any(|key| counter.parts().values(key).is_err()) {
-            return refused("its position is no key");
-        }
+        run.scope.check(token).map_err(|reason| Error::Token { reason })?;
+        run.scope.name(token);
         run.go_to(token);
         Ok(run)
     }
 
     /// Continues from a token of this run, which is kept in the totals' database.
     fn go_to(&mut self, token: &Token) {
-        self.back_to(usize::from(token.at));
-        self.after.clone_from(&token.after);
-        (self.dirty, self.unsettled) = (token.dirty, token.unsettled);
-        for (at, unclean) in self.unclean.iter_mut().enumerate() {
-            *unclean = is_in(&token.unclean, at);
-        }
-        for at in &token.failed {
-            if let Some(report) = self.reports.get_mut(usize::from(*at)) {
-                report.failure.get_or_insert_with(|| LEFT_OUT_BEFORE.to_owned());
-            }
-        }
-        for (at, report) in self.reports.iter_mut().enumerate() {
-            report.unchecked |= is_in(&token.unchecked, at);
-        }
+        self.scope.go_to(token);
         self.kept = Some(token.clone());
     }
 
     /// Goes to the next key of a run over single keys.
     fn go_to_key(&mut self) {
-        if let (Some(key), Some(counter)) = (self.only.last(), self.scope.get(self.at)) {
-            self.after = counter.parts().before(key);
+        if let (Some(key), Some(counter)) = (self.only.last(), self.scope.id(self.scope.at())) {
+            self.scope.place.after = counter.parts().before(key);
             self.part = Some(Part { until: Some(key.clone()) });
         }
-    }
-
-    /// Goes back to the first key of a counter, as if nothing of it or of later counters were done.
-    fn back_to(&mut self, index: usize) {
-        self.at = index;
-        (self.after, self.dirty, self.unsettled, self.orphans) = (None, false, false, 0);
-        for report in self.reports.iter_mut().skip(index) {
-            (report.complete, report.clean) = (false, false);
-            // It is compared again.
-            (report.failure, report.unchecked) = (None, false);
-        }
-        self.unclean.iter_mut().skip(index).for_each(|unclean| *unclean = false);
     }
 
     /// Gives up what the runs before this one found: nothing confirms that it holds for these
     /// totals as they are now.
     fn disown(&mut self) {
         (self.run, self.kept) = (new_run(), None);
-        self.dirty |= self.after.is_some();
-        self.unclean.iter_mut().take(self.at).for_each(|unclean| *unclean = true);
-        self.reports.iter_mut().for_each(|report| report.clean = false);
+        self.scope.disown();
     }
 
     /// Returns what to do next.
@@ -602,12 +510,15 @@ impl Reconciler {
 
     /// Returns the counter that the current step is about.
     fn counter(&self) -> Option<CounterId> {
-        let at = match self.state {
-            State::Probe(at) => at,
-            State::ProbeAgain(_) | State::Compare | State::Repair(_) | State::Ready => self.at,
-            State::Identify | State::Recall | State::Keep(_) => return None,
-        };
-        self.scope.get(at).copied()
+        match self.state {
+            State::Identify | State::Recall | State::Keep(_) => None,
+            _ => self.scope.id(self.asked()),
+        }
+    }
+
+    /// Returns the index of that counter.
+    const fn asked(&self) -> usize {
+        if let State::Probe(at) = self.state { at } else { self.scope.at() }
     }
 
     /// Returns whether the answer moved the run.
@@ -676,7 +587,7 @@ impl Reconciler {
     fn ask(&self, counter: CounterId) -> PageRequest {
         PageRequest {
             counter,
-            after: self.after.clone(),
+            after: self.scope.place.after.clone(),
             until: self.until().cloned(),
             keys: self.page.keys,
         }
@@ -735,8 +646,9 @@ impl Reconciler {
     }
 
     fn begin(&mut self) {
-        let probe = self.mode.repairs() && self.at < self.driven_by_rows;
-        let first = if probe { State::Probe(self.at) } else { State::Compare };
+        let at = self.scope.at();
+        let probe = self.mode.repairs() && self.scope.is_driven_by_rows(at);
+        let first = if probe { State::Probe(at) } else { State::Compare };
         self.state = self.interrupted.take().unwrap_or(first);
     }
 
@@ -751,7 +663,7 @@ impl Reconciler {
             if let Some(token) = found.filter(|token| self.is_of_this(token)) {
                 self.go_to(&token);
             } else {
-                self.back_to(0);
+                self.scope.back_to(0);
                 (self.run, self.kept) = (new_run(), None);
             }
         } else if found.is_some() && found == self.token() {
@@ -767,20 +679,9 @@ impl Reconciler {
 
     /// Returns whether a token is of this run, whatever its position.
     fn is_of_this(&self, token: &Token) -> bool {
-        let key =
-            |counter: &CounterId| token.after.iter().all(|key| counter.parts().values(key).is_ok());
-        self.scope.get(usize::from(token.at)).is_some_and(key)
+        self.scope.check(token).is_ok()
             && (token.mode, token.run, token.schema) == (self.mode, self.run, self.schema)
             && Some(token.identity) == self.identity
-            && token.scope == self.positions()
-    }
-
-    /// Returns the counters in scope, as positions among the schema's counters by name.
-    fn positions(&self) -> Vec<u16> {
-        let position = |id: &CounterId| {
-            self.names.iter().position(|name| name == id).and_then(|at| u16::try_from(at).ok())
-        };
-        self.scope.iter().filter_map(position).collect()
     }
 
     fn kept(&mut self, kept: Kept, now: Duration) {
@@ -790,7 +691,7 @@ impl Reconciler {
         if lost {
             self.meet(Overlap::TakenOver);
         }
-        if lost && self.mode == Mode::Backfill && self.at < self.scope.len() {
+        if lost && self.mode == Mode::Backfill && !self.scope.is_done() {
             // These totals are older than those that were repaired, for example on another server.
             // Ask what was kept of them.
             self.state = State::Recall;
@@ -811,18 +712,17 @@ impl Reconciler {
     fn probed(&mut self, looked: ProbeResult, now: Duration) -> Result<()> {
         self.answered(now);
         let (at, then) = match std::mem::replace(&mut self.state, State::Compare) {
-            State::Probe(at) if at + 1 < self.driven_by_rows => (at, State::Probe(at + 1)),
-            State::Probe(at) => (at, State::Compare),
-            State::ProbeAgain(page) => (self.at, State::Repair(page)),
+            State::Probe(at) => (at, self.after_probe(at)),
+            State::ProbeAgain(page) => (self.scope.at(), State::Repair(page)),
             _ => return Ok(()),
         };
         self.state = then;
-        self.orphans = 0;
+        self.scope.place.orphans = 0;
         if matches!(self.state, State::Compare) {
             self.begin_comparing();
         }
         if looked.empty && looked.totals >= EMPTY_SOURCE_TOTALS && !self.options.force {
-            let counter = self.scope.get(at).map_or("", CounterId::name);
+            let counter = self.scope.id(at).map_or("", |counter| counter.name());
             return Err(Error::SourceEmpty { counter, totals: looked.totals });
         }
         Ok(())
@@ -837,10 +737,12 @@ impl Reconciler {
         }
         let took = now.saturating_sub(self.issued);
         self.answered(now);
-        let Some(report) = self.reports.get_mut(self.at) else { return Ok(()) };
-        if diff.next.is_some() && diff.next <= self.after {
+        let begins = self.scope.place.after.is_none() && self.part.is_none();
+        let goes_on = diff.next.is_none() || diff.next > self.scope.place.after;
+        let Some(counter) = self.scope.current_mut() else { return Ok(()) };
+        if !goes_on {
             return Err(Error::source(
-                &report.counter,
+                &counter.report.counter,
                 diff.next.as_ref(),
                 "a page ended where it began",
             ));
@@ -848,13 +750,11 @@ impl Reconciler {
         self.pages += 1;
         self.rows += diff.rows;
         self.pace.page(self.issued, now, diff.keys, diff.rows);
-        if self.after.is_none() && self.part.is_none() {
-            report.begun = true;
-            if let Some(begun) = self.begun.get_mut(self.at) {
-                *begun = Some(self.issued);
-            }
+        if begins {
+            counter.report.begun = true;
+            counter.begun = Some(self.issued);
         }
-        report.add(&diff, self.options.samples);
+        counter.report.add(&diff, self.options.samples);
         if self.options.page.is_none() {
             self.page.adapt(diff.keys + diff.rows, took, self.options.page_time);
         }
@@ -872,12 +772,12 @@ impl Reconciler {
         let State::Repair(mut page) = std::mem::replace(&mut self.state, State::Compare) else {
             return;
         };
-        if let Some(report) = self.reports.get_mut(self.at) {
-            report.corrected += repaired.corrected;
-            report.leave_alone(&repaired.unsettled, self.options.samples);
+        if let Some(counter) = self.scope.current_mut() {
+            counter.report.corrected += repaired.corrected;
+            counter.report.leave_alone(&repaired.unsettled, self.options.samples);
         }
         let done = chunk(&page.drifts).count();
-        self.orphans +=
+        self.scope.place.orphans +=
             page.drifts.drain(..done).filter(|drift| drift.expected == 0).count() as u64;
         self.repair_next(page, now);
     }
@@ -889,13 +789,12 @@ impl Reconciler {
             self.page_done(page.next, now);
             return;
         }
-        let taken_away =
-            self.orphans + chunk(&page.drifts).filter(|drift| drift.expected == 0).count() as u64;
+        let orphans = chunk(&page.drifts).filter(|drift| drift.expected == 0).count() as u64;
         // Not for rollups: what a rollup sums are totals that were probed and repaired one level
         // below.
-        let probe = taken_away >= EMPTY_SOURCE_TOTALS
+        let probe = self.scope.place.orphans + orphans >= EMPTY_SOURCE_TOTALS
             && !self.options.force
-            && self.at < self.driven_by_rows;
+            && self.scope.is_driven_by_rows(self.scope.at());
         self.state = if probe { State::ProbeAgain(page) } else { State::Repair(page) };
     }
 
@@ -956,48 +855,50 @@ impl Reconciler {
             self.state,
             State::Probe(_) | State::ProbeAgain(_) | State::Compare | State::Repair(_)
         );
-        error.is_of_rows() && asks && self.at < self.driven_by_rows && self.scope.len() > 1
+        error.is_of_rows()
+            && asks
+            && self.scope.is_driven_by_rows(self.scope.at())
+            && self.scope.len() > 1
     }
 
     /// Returns whether an error says that the current counter has no source, in a run that does not
     /// name it and has another counter to check.
     fn is_unchecked(&self, error: &Error) -> bool {
-        let at = if let State::Probe(at) = self.state { at } else { self.at };
-        let others = || {
-            self.reports.iter().enumerate().any(|(other, report)| other != at && !report.unchecked)
-        };
-        matches!(error, Error::NoSource { .. }) && self.named.get(at) == Some(&false) && others()
+        matches!(error, Error::NoSource { .. }) && self.scope.may_lack_source(self.asked())
     }
 
     /// Continues after the counter that the current step is about.
     fn leave_out(&mut self, error: &Error, now: Duration) {
         self.answered(now);
-        let looked_at = if let State::Probe(at) = self.state { Some(at) } else { None };
-        if let Some(report) = self.reports.get_mut(looked_at.unwrap_or(self.at)) {
+        let at = self.asked();
+        if let Some(counter) = self.scope.get_mut(at) {
             match error {
-                Error::NoSource { .. } => report.unchecked = true,
-                _ => report.failure = Some(error.to_string()),
+                Error::NoSource { .. } => counter.report.unchecked = true,
+                _ => counter.report.failure = Some(error.to_string()),
             }
         }
-        match looked_at {
-            Some(at) if at + 1 < self.driven_by_rows => self.state = State::Probe(at + 1),
-            Some(_) => self.begin_comparing(),
-            None => self.move_on(None, now),
+        if !matches!(self.state, State::Probe(_)) {
+            self.move_on(None, now);
+            return;
         }
+        self.state = self.after_probe(at);
+        if matches!(self.state, State::Compare) {
+            self.begin_comparing();
+        }
+    }
+
+    /// Returns what follows the probe of a counter: that of the next one that rows feed, or the
+    /// first page.
+    const fn after_probe(&self, at: usize) -> State {
+        let more = self.scope.is_driven_by_rows(at + 1);
+        if more { State::Probe(at + 1) } else { State::Compare }
     }
 
     /// Compares next, and skips counters whose probe failed.
     fn begin_comparing(&mut self) {
         self.state = State::Compare;
-        while self.reports.get(self.at).is_some_and(CounterReport::is_left_out) {
-            // It was not compared, so what sums it is not known to be clean either.
-            if let Some(unclean) = self.unclean.get_mut(self.at) {
-                *unclean = true;
-            }
-            self.at += 1;
-            (self.after, self.dirty, self.unsettled, self.orphans) = (None, false, false, 0);
-        }
-        if self.at == self.scope.len() {
+        self.scope.skip_left_out();
+        if self.scope.is_done() {
             self.finish();
         }
     }
@@ -1028,28 +929,24 @@ impl Reconciler {
     /// A run that resumes another compares what is left of them. This changes only the fraction and
     /// the ETA of [`progress`](Self::progress); a counter that is not in scope is ignored.
     pub fn expect(&mut self, counter: &CounterId, keys: u64) {
-        let known = self.scope.iter().zip(&mut self.expected).find(|(id, _)| *id == counter);
-        if let Some((_, expected)) = known {
-            *expected = Some(keys);
-        }
+        self.scope.expect(counter, keys);
     }
 
     /// Returns how far the run has come at this moment, for display, without its findings.
     #[must_use]
     pub fn progress(&self, now: Duration) -> Progress {
-        let sum = |count: fn(&CounterReport) -> u64| self.reports.iter().map(count).sum();
+        let sum = |count: fn(&CounterReport) -> u64| self.scope.reports().map(count).sum();
         let keys = sum(|report| report.keys);
-        let left = self.reports.iter().zip(&self.expected).skip(self.at);
-        let left =
-            left.map(|(report, expected)| expected.map(|keys| keys.saturating_sub(report.keys)));
+        let left = self.scope.iter().skip(self.scope.at());
+        let left = left
+            .map(|counter| counter.expected.map(|keys| keys.saturating_sub(counter.report.keys)));
         let left = left.sum::<Option<u64>>();
         let (keys_per_second, rows_per_second) = self.pace.per_second(now);
-        let estimate =
-            left.map(|left| estimate(keys, left, self.at >= self.scope.len(), keys_per_second));
+        let estimate = left.map(|left| estimate(keys, left, self.scope.is_done(), keys_per_second));
         Progress {
             mode: self.mode,
-            counter: self.scope.get(self.at).copied(),
-            counters_done: self.at,
+            counter: self.scope.id(self.scope.at()),
+            counters_done: self.scope.at(),
             counters: self.scope.len(),
             pages: self.pages,
             keys,
@@ -1067,9 +964,10 @@ impl Reconciler {
 
     /// Returns the totals and counters that no other run is expected to work on; `None` before the
     /// totals are known, and for parts, which are meant to run side by side.
-    pub(super) fn claims(&self) -> Option<(u64, &[CounterId])> {
+    pub(super) fn claims(&self) -> Option<(u64, Vec<CounterId>)> {
         let identity = self.identity.filter(|identity| *identity != 0 && self.part.is_none());
-        identity.map(|identity| (identity, self.scope.as_slice()))
+        let counters = || self.scope.reports().map(|report| report.counter).collect();
+        identity.map(|identity| (identity, counters()))
     }
 
     /// Records that another run is at work.
@@ -1084,11 +982,12 @@ impl Reconciler {
     /// Returns what the run has found and done so far.
     #[must_use]
     pub fn report(&self) -> Report {
-        let mut counters = self.reports.clone();
-        for (report, begun) in counters.iter_mut().zip(&self.begun) {
-            report.begun_ago =
-                begun.map_or(Duration::ZERO, |begun| self.seen.saturating_sub(begun));
-        }
+        let report = |counter: &ScopedCounter| {
+            let ago = |begun| self.seen.saturating_sub(begun);
+            let begun_ago = counter.begun.map_or(Duration::ZERO, ago);
+            CounterReport { begun_ago, ..counter.report.clone() }
+        };
+        let mut counters: Vec<CounterReport> = self.scope.iter().map(report).collect();
         counters.sort_unstable_by_key(|report| report.counter.order());
         Report {
             mode: self.mode,
@@ -1107,12 +1006,7 @@ impl Reconciler {
     #[must_use]
     pub fn token(&self) -> Option<Token> {
         let identity = self.identity.filter(|_| self.only.is_empty())?;
-        let unclean = self.unclean.iter().enumerate().filter(|(_, unclean)| **unclean);
-        let done = || self.reports.iter().take(self.at).enumerate();
-        let failed = done().filter(|(_, report)| report.failure.is_some());
-        let unchecked = done().filter(|(_, report)| report.unchecked);
-        let named = self.named.iter().enumerate().filter(|(_, named)| **named);
-        (self.at < self.scope.len()).then(|| Token {
+        (!self.scope.is_done()).then(|| Token {
             mode: self.mode,
             force: self.options.force,
             page: self.options.page.map_or(0, |page| u32::try_from(page).unwrap_or(u32::MAX)),
@@ -1120,16 +1014,16 @@ impl Reconciler {
             schema: self.schema,
             identity,
             run: self.run,
-            scope: self.positions(),
-            unclean: unclean.filter_map(|(at, _)| u16::try_from(at).ok()).collect(),
-            failed: failed.filter_map(|(at, _)| u16::try_from(at).ok()).collect(),
-            unchecked: unchecked.filter_map(|(at, _)| u16::try_from(at).ok()).collect(),
-            named: named.filter_map(|(at, _)| u16::try_from(at).ok()).collect(),
-            at: u16::try_from(self.at).unwrap_or(u16::MAX),
-            after: self.after.clone(),
+            scope: self.scope.positions(),
+            unclean: self.scope.unclean(),
+            failed: self.scope.reported(|report| report.failure.is_some()),
+            unchecked: self.scope.reported(|report| report.unchecked),
+            named: self.scope.named(),
+            at: u16::try_from(self.scope.at()).unwrap_or(u16::MAX),
+            after: self.scope.place.after.clone(),
             part: self.part.clone(),
-            dirty: self.dirty || self.reports.get(self.at).is_some_and(|report| !report.is_clean()),
-            unsettled: self.is_unsettled(),
+            dirty: self.scope.is_dirty(),
+            unsettled: self.scope.is_unsettled(),
         })
     }
 
@@ -1139,19 +1033,13 @@ impl Reconciler {
         self.failures = 0;
     }
 
-    /// Returns whether keys of the current counter were skipped, by this run or those that it
-    /// resumes.
-    fn is_unsettled(&self) -> bool {
-        self.unsettled || self.reports.get(self.at).is_some_and(|report| report.unsettled > 0)
-    }
-
     /// Continues with the next page. At a counter's end, a backfill first makes it ready.
     ///
     /// The counter was compared from its first key on, by this run or by those that it resumes,
     /// because every token of a backfill is of a run that began there. If keys were skipped,
     /// another backfill must make it ready.
     fn page_done(&mut self, next: Option<KeyBuf>, now: Duration) {
-        if next.is_none() && self.mode == Mode::Backfill && !self.is_unsettled() {
+        if next.is_none() && self.mode == Mode::Backfill && !self.scope.is_unsettled() {
             self.state = State::Ready;
         } else {
             self.move_on(next, now);
@@ -1160,42 +1048,23 @@ impl Reconciler {
 
     fn move_on(&mut self, next: Option<KeyBuf>, now: Duration) {
         self.state = State::Compare;
-        let is_left_out = self.reports.get(self.at).is_some_and(CounterReport::is_left_out);
+        let is_left_out = self.scope.current().is_some_and(|counter| counter.report.is_left_out());
         if next.is_none() && self.only.len() > 1 && !is_left_out {
             self.only.pop();
             self.go_to_key();
             self.wait_for_pace(now);
             return;
         }
-        if next.is_none() {
-            let whole = self
-                .reports
-                .get_mut(self.at)
-                .filter(|report| self.part.is_none() && !report.is_left_out());
-            if let Some(report) = whole {
-                let clean = report.is_clean() && !self.dirty;
-                let is_clean =
-                    |below: &usize| self.unclean.get(*below).is_some_and(|unclean| !unclean);
-                report.complete = true;
-                report.clean = clean
-                    && self.below.get(self.at).is_some_and(|below| below.iter().all(is_clean));
-                if let Some(unclean) = self.unclean.get_mut(self.at) {
-                    *unclean = !clean;
-                }
-            } else if let Some(unclean) = self.unclean.get_mut(self.at) {
-                // It was not compared to its end, so what sums it is not known to be clean either.
-                *unclean = true;
-            }
-            self.at += 1;
+        if next.is_some() {
+            self.scope.place.after = next;
+        } else {
+            self.scope.close(self.part.is_none());
             if self.options.page.is_none() {
                 self.page.next_counter();
             }
-            self.orphans = 0;
-            (self.dirty, self.unsettled) = (false, false);
         }
-        self.after = next;
         self.begin_comparing();
-        if self.at == self.scope.len() {
+        if self.scope.is_done() {
             return;
         }
         self.wait_for_pace(now);
@@ -1223,9 +1092,9 @@ impl Reconciler {
 
     /// Ends a complete run: what was kept of it is no longer needed.
     fn finish(&mut self) {
-        let outcome = if self.reports.iter().any(|report| report.failure.is_some()) {
+        let outcome = if self.scope.reports().any(|report| report.failure.is_some()) {
             Outcome::Incomplete
-        } else if self.reports.iter().any(|report| report.unchecked) {
+        } else if self.scope.reports().any(|report| report.unchecked) {
             Outcome::Unchecked
         } else {
             Outcome::Complete
@@ -1244,11 +1113,11 @@ impl Reconciler {
     }
 
     fn check_share(&self) -> Result<()> {
-        let (Some(limit), Some(report)) =
-            (self.options.max_wrong_percent, self.reports.get(self.at))
+        let (Some(limit), Some(counter)) = (self.options.max_wrong_percent, self.scope.current())
         else {
             return Ok(());
         };
+        let report = &counter.report;
         let (wrong, keys) = (report.drift(), report.keys);
         let counts = self.mode == Mode::Repair && !self.options.force;
         if keys >= SHARE_KEYS && counts && wrong * 100 > keys * u64::from(limit) {
@@ -1261,11 +1130,6 @@ impl Reconciler {
 /// Returns a number that no other run has.
 fn new_run() -> u64 {
     RandomState::new().hash_one(())
-}
-
-/// Returns whether a list of a token has this position of the scope.
-fn is_in(list: &[u16], at: usize) -> bool {
-    list.iter().any(|known| usize::from(*known) == at)
 }
 
 /// Returns the drifts that the next repair takes: at least one, and so few that no writer waits

@@ -33,7 +33,7 @@ impl Driven {
             return;
         }
         let Some((totals, counters)) = run.claims() else { return };
-        let (number, counters) = (NUMBERS.fetch_add(1, Ordering::Relaxed), counters.to_vec());
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
         let mut running = RUNNING.lock();
         let meets = |entry: &Entry| {
             entry.totals == totals && entry.counters.iter().any(|id| counters.contains(id))

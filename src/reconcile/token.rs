@@ -76,8 +76,17 @@ impl Token {
         self.run
     }
 
+    /// Returns the keys that it has: the last that is done, and the last to compare.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &KeyBuf> {
+        self.after.iter().chain(self.until())
+    }
+
+    fn until(&self) -> Option<&KeyBuf> {
+        self.part.as_ref().and_then(|part| part.until.as_ref())
+    }
+
     fn to_bytes(&self) -> Vec<u8> {
-        let until = self.part.as_ref().and_then(|part| part.until.as_ref());
+        let until = self.until();
         let flags = u8::from(self.mode == Mode::Repair)
             | u8::from(self.force) << 1
             | u8::from(self.after.is_some()) << 2
