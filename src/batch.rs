@@ -439,7 +439,7 @@ impl Batch {
             self.counters
                 .get(entry.counter as usize)
                 .is_none_or(|counter| counter.parts().values(&entry.key).is_ok()),
-            "an AsKey encodes another key than its counter's"
+            "an AsKey does not encode the counter's key"
         );
         self.entries.push(entry);
         self.hashes.push(hash);

@@ -222,7 +222,7 @@ impl fmt::Display for Status {
 
 /// The error when a text is not a [`Status`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is none of upcoming, completed, cancelled")]
+#[error("{0:?} is not one of upcoming, completed, cancelled")]
 pub struct UnknownStatus(String);
 
 impl FromStr for Status {

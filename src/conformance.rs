@@ -208,10 +208,10 @@ impl Step {
             Ok(Answer::Applied(applied))
                 if !applied.skipped && applied.deltas(left).count() < batch.len() =>
             {
-                Err("it is not told any more what a batch held that was applied".to_owned())
+                Err("the answer no longer has all deltas of the batch that was applied".to_owned())
             }
             Err(error) if sorted(left.deltas()) != sorted(batch.deltas()) => {
-                Err(format!("a batch was changed that was refused: {error}"))
+                Err(format!("a batch was changed although it was refused: {error}"))
             }
             _ => Ok(()),
         }

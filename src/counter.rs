@@ -285,7 +285,7 @@ impl Rollup {
         };
         assert!(
             below < MAX_LEVELS,
-            "a rollup has at most 64 levels: what it sums is a rollup of level 64 already"
+            "a rollup has at most 64 levels: its base is at level 64 already"
         );
         Self { base: base.id, membership, child, suffix, level: below + 1 }
     }
@@ -471,7 +471,7 @@ impl CounterSpec {
     pub const fn prunable(mut self) -> Self {
         assert!(
             self.id.parts.len() > 1,
-            "a counter is pruned by the last of at least two parts of its key"
+            "a prunable counter needs a key of at least two parts, of which the last is the time"
         );
         self.prunable = true;
         self

@@ -123,7 +123,7 @@ impl fmt::Debug for Date {
 
 /// The error when a text is not a [`Date`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no date from 0001-01-01 to 9999-12-31, written YYYY-MM-DD")]
+#[error("{0:?} is not a date from 0001-01-01 to 9999-12-31, written YYYY-MM-DD")]
 pub struct NoDate(String);
 
 impl FromStr for Date {

@@ -68,8 +68,8 @@ impl HalfLife {
     }
 
     const fn units(number: i64, unit: i64) -> Self {
-        assert!(number > 0, "a half-life is longer than nothing"); // or the product might wrap
-        assert!(number <= i64::MAX / unit, "a half-life in seconds fits 64 bits");
+        assert!(number > 0, "a half-life must be longer than zero"); // or the product might wrap
+        assert!(number <= i64::MAX / unit, "a half-life in seconds must fit in 64 bits");
         Self(number * unit)
     }
 
@@ -131,7 +131,7 @@ impl FromStr for HalfLife {
             let text = shortened(text);
             Error::invalid_use(
                 "half-life",
-                format!("{text:?} is not a number above 0 with s, h or d behind it, as 6h"),
+                format!("{text:?} is not a number above 0 followed by s, h or d, such as 6h"),
             )
         })
     }

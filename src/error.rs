@@ -107,7 +107,7 @@ pub enum Error {
     /// A counter whose totals do not yet include rows from before its hooks ran everywhere, or that
     /// is made of such a counter; or a leaderboard that was newly created.
     #[error(
-        "{counter}: {unready} is not ready to be read: a counter is to be backfilled first, a leaderboard rebuilt"
+        "{counter}: {unready} is not ready to be read: first backfill a counter, or rebuild a leaderboard"
     )]
     NotReady {
         /// The name of the counter or leaderboard that you asked for.
@@ -153,7 +153,7 @@ pub enum Error {
         end: u64,
     },
     /// A sum over a range that was pruned in part.
-    #[error("counter {counter}: it was pruned before {cutoff}; ask under one head, from there on")]
+    #[error("counter {counter}: it was pruned before {cutoff}; read one prefix, from there on")]
     Pruned {
         /// The counter's name.
         counter: &'static str,
@@ -181,7 +181,7 @@ pub enum Error {
         cause: Option<Cause>,
     },
     /// A counter that an audit has no source for.
-    #[error("source of counter {counter}: there is none: add it to the audit")]
+    #[error("source of counter {counter}: the audit has none; add it")]
     NoSource {
         /// The counter's name.
         counter: &'static str,
@@ -189,7 +189,7 @@ pub enum Error {
     /// A row that the source's SQL counts differently from its `tally`. No recount of this source
     /// can be trusted.
     #[error(
-        "counter {counter}, key {key}: of one row the source's SQL adds {sql}, its tally {tally}; amount, filter or key of the source say otherwise than the record, so it is not repaired"
+        "counter {counter}, key {key}: the source's SQL gives {sql} and the tally gives {tally} for the same row; the source's key, amount or filter contradicts the tally, so nothing is repaired"
     )]
     DefinitionMismatch {
         /// The counter's name.

@@ -224,8 +224,9 @@ impl Schedule {
         });
         let threads = Arc::clone(&shared);
         let thread = thread::Builder::new().name(name).spawn(move || threads.run(work));
-        let thread = thread
-            .map_err(|error| Error::invalid_use("job", format!("it gets no thread: {error}")))?;
+        let thread = thread.map_err(|error| {
+            Error::invalid_use("job", format!("its thread could not be started: {error}"))
+        })?;
         Ok(Job { shared, thread: Some(thread) })
     }
 
@@ -234,7 +235,7 @@ impl Schedule {
             return Err(Error::invalid_use("interval", "it is zero"));
         }
         if self.jitter_percent > MAX_JITTER {
-            let reason = format!("{} is not within 0 to {MAX_JITTER}", self.jitter_percent);
+            let reason = format!("{} is not between 0 and {MAX_JITTER}", self.jitter_percent);
             return Err(Error::invalid_use("jitter percent", reason));
         }
         Ok(())
@@ -491,7 +492,7 @@ fn panic_text(panic: Box<dyn Any + Send>) -> String {
         Err(other) => {
             // Its drop might panic too, and end the thread.
             std::mem::forget(other);
-            "something that is no text".to_owned()
+            "a value that is not text".to_owned()
         }
     }
 }

@@ -29,8 +29,8 @@ pub use self::part::{KeyPart, KeyParts, KeyValue};
 /// assert_eq!(<(i64, String)>::decode(&mut raw.as_bytes()).unwrap(), (7, "encore".to_owned()));
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no type that a counter can be grouped by",
-    note = "newtypes become keys by `keepcount::key!`; texts are grouped by `String`"
+    message = "`{Self}` cannot be used as a counter key",
+    note = "make a newtype a key with `keepcount::key!`; for text use `String`"
 )]
 pub trait Key: Sized + 'static {
     /// The parts of the key, in order.
@@ -48,7 +48,7 @@ pub trait Key: Sized + 'static {
 /// `String`, or a tuple of borrowed values for a tuple.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot stand for a key of type `{K}`",
-    note = "newtypes become keys by `keepcount::key!`; an optional parent is an `if let Some(..)` in the tally; a bare integer is an i32"
+    note = "make a newtype a key with `keepcount::key!`; for an optional parent write `if let Some(..)` in the tally; an integer literal without a type is an i32"
 )]
 pub trait AsKey<K: Key> {
     /// Appends the encoded key.
@@ -70,7 +70,7 @@ pub enum KeyError {
     #[error("malformed key")]
     Malformed,
     /// The value has another type than the key's part.
-    #[error("{found} where {wanted} is wanted")]
+    #[error("{found} instead of {wanted}")]
     Type {
         /// The part's type.
         wanted: KeyPart,
@@ -94,7 +94,7 @@ pub enum KeyError {
         most: usize,
     },
     /// The text contains a zero byte, which PostgreSQL's texts cannot.
-    #[error("a text with a zero byte, which PostgreSQL cannot hold")]
+    #[error("a text with a zero byte, which PostgreSQL cannot store")]
     ZeroByte,
 }
 

@@ -56,7 +56,7 @@ impl<'a> StreamRange<'a> {
         }
         if first == 0 || first > last || last > MAX_LAST {
             return refused(format!(
-                "stream {stream}: events {first} to {last} are none: they count from 1 on, up to 2^63 - 1"
+                "stream {stream}: events {first} to {last} are not a range: events are numbered from 1 to 2^63 - 1"
             ));
         }
         Ok(Self { stream, first, last })

@@ -405,7 +405,7 @@ impl PostgresStore<'_, Client> {
         const OPERATION: &str = "running a transaction";
         let failed = |error| engine::failed(engine::Whose::Connection, OPERATION, error);
         let Conn::Own(client) = &mut self.conn else {
-            return Err(Error::invalid_use("transaction", "the store is within one").into());
+            return Err(Error::invalid_use("transaction", "the store is in one already").into());
         };
         let mut tx = client.transaction().await.map_err(failed)?;
         // Dropped, it rolls back.
@@ -440,7 +440,7 @@ impl PostgresStore<'_, Client> {
         let client: &Client = client;
         let is_open = end_transaction(client).await.is_err() && !client.is_closed();
         if is_known && is_open {
-            let cause = "its end was cancelled again and again".into();
+            let cause = "each attempt to end it was cancelled".into();
             return Err(Error::TransactionOpen { operation: OPERATION.to_owned(), cause }.into());
         }
         Err(error)
@@ -541,7 +541,7 @@ impl PostgresStore<'_, Client> {
         let Conn::Own(client) = &self.conn else {
             return Err(Error::invalid_use(
                 "write",
-                "it begins a transaction, and the store is within one",
+                "it begins a transaction, but the store is in one already",
             ));
         };
         if client.is_closed() {

@@ -59,20 +59,20 @@ pub(crate) fn family(
     let spec = schema.spec(counter)?;
     if time.len() != 1 {
         let reason = format!(
-            "the time of counter {} has {} parts, and a cutoff is of one",
+            "the time of counter {} has {} parts, and a cutoff has one",
             counter.full_name(),
             time.len()
         );
         return Err(Error::invalid_use("prune", reason));
     }
     if let Some(rollup) = spec.rollup() {
-        let reason = format!("it is pruned with what it sums, {}", rollup.base().full_name());
+        let reason = format!("it is pruned together with its base, {}", rollup.base().full_name());
         return Err(Error::Rollup { counter: counter.name(), reason });
     }
     if !spec.is_prunable() {
         return Err(Error::invalid_use(
             "prune",
-            format!("counter {} is not placed as prunable", counter.full_name()),
+            format!("counter {} is not prunable in the schema", counter.full_name()),
         ));
     }
     // A rollup comes after what it sums.

@@ -437,7 +437,7 @@ impl Schema {
                 let (counter, base) = (counter.name(), rollup.base().full_name());
                 return Err(Error::Rollup {
                     counter,
-                    reason: format!("nothing is added to it: it is the sum of {base}"),
+                    reason: format!("nothing can be added to it: it is the sum of {base}"),
                 });
             }
         }
@@ -543,18 +543,21 @@ const fn check_rollup(
         (before.find(specs, &rollup.base()), before.find(specs, &rollup.membership()));
     let (Some(base), Some(membership)) = (base, membership) else {
         panic!(
-            "what a rollup sums and its membership stand before it in a schema; two that sum each other cannot be listed"
+            "a schema must list a rollup's base and membership before it, so two rollups cannot sum each other"
         )
     };
+    assert!(!rollup.base().same(&rollup.membership()), "a counter cannot be summed along itself");
     assert!(
-        !rollup.base().same(&rollup.membership()),
-        "a membership is not what is summed along it"
+        membership.rollup().is_none(),
+        "a membership must be tallied by rows; it cannot be a rollup"
     );
-    assert!(membership.rollup().is_none(), "a membership is tallied by rows; it is no rollup");
-    assert!(!membership.is_prunable(), "a membership is not prunable: what it joins would be lost");
+    assert!(
+        !membership.is_prunable(),
+        "a membership cannot be prunable: its rollups would lose their parents"
+    );
     assert!(
         base.is_prunable() == prunable && (rollup.keeps_suffix() || !prunable),
-        "a rollup is prunable exactly where what it sums is, and keeps its time (sum_of_suffix)"
+        "a rollup must be prunable exactly if its base is, and must keep the base's time (sum_of_suffix)"
     );
     let below = match base.rollup() {
         Some(base) => base.level(),
@@ -562,7 +565,7 @@ const fn check_rollup(
     };
     assert!(
         rollup.level() == below + 1,
-        "a rollup is declared with the counter that it sums as the schema lists it"
+        "the schema must list a rollup's base as the rollup declares it"
     );
 }
 

@@ -207,7 +207,7 @@ pub(crate) fn check_text_alone(schema: &Schema, batch: &Batch) -> Result<()> {
         };
         return Err(Error::invalid_use(
             "statements",
-            format!("{reason}, which only SqliteStore and PostgresStore look after"),
+            format!("{reason}, which only SqliteStore and PostgresStore handle"),
         ));
     }
     Ok(())

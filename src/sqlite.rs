@@ -110,7 +110,7 @@ impl<'c> SqliteStore<'c> {
     ) -> Result<T, E> {
         const OPERATION: &str = "running a transaction";
         if !self.conn.is_autocommit() {
-            let reason = "the connection is in one; apply the batch in that";
+            let reason = "the connection is in a transaction already; apply the batch in that";
             return Err(Error::invalid_use("transaction", reason).into());
         }
         let mut executor = self.executor();
@@ -133,7 +133,7 @@ impl<'c> SqliteStore<'c> {
             }
         };
         let applied = if self.conn.is_autocommit() {
-            let cause = "it was over before its batch was applied".into();
+            let cause = "it ended before its batch was applied".into();
             Err(Error::TransactionLost { operation: OPERATION.to_owned(), cause })
         } else {
             // For another executor, the transaction is the caller's.

@@ -171,7 +171,7 @@ impl<'a> Members<'a> {
         if kind == "up" || kind == "down" {
             Ok(kind)
         } else {
-            Err(format!("{name}: {kind:?} is none of up, down"))
+            Err(format!("{name}: {kind:?} is not one of up, down"))
         }
     }
 }

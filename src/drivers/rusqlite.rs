@@ -285,7 +285,7 @@ impl ToSql for Value<'_> {
             Self::Bytes(bytes) => ValueRef::Blob(bytes),
             Self::Integers(_) | Self::Texts(_) | Self::Blobs(_) | Self::Uuids(_) => {
                 return Err(rusqlite::Error::ToSqlConversionFailure(
-                    "an array is PostgreSQL's alone".into(),
+                    "only PostgreSQL has arrays".into(),
                 ));
             }
         }))

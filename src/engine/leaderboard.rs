@@ -451,7 +451,7 @@ fn cell(row: &impl Row, index: usize) -> Option<Cell> {
 fn foreign(leaderboard: &LeaderboardId) -> Error {
     Error::SchemaMismatch {
         table: leaderboard.table_name(),
-        reason: "a score in it is none of this leaderboard's; rebuild it".to_owned(),
+        reason: "it has a score that this leaderboard cannot give; rebuild it".to_owned(),
     }
 }
 

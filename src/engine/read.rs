@@ -226,7 +226,7 @@ pub(crate) fn check_stream(dialect: Dialect, stream: &str) -> Result<()> {
     if dialect == Dialect::Postgres && stream.contains('\0') {
         return Err(Error::invalid_use(
             "stream",
-            format!("{stream:?} has a zero byte, which PostgreSQL cannot hold"),
+            format!("{stream:?} has a zero byte, which PostgreSQL cannot store"),
         ));
     }
     Ok(())
@@ -235,7 +235,8 @@ pub(crate) fn check_stream(dialect: Dialect, stream: &str) -> Result<()> {
 /// Decodes a stream's offset from a column.
 pub(crate) fn offset_of(stream: &str, column: &Column<'_>) -> Result<u64> {
     let foreign = |what: String| {
-        let reason = format!("the offset of stream {stream} is {what}; somebody else wrote it");
+        let reason =
+            format!("the offset of stream {stream} is {what}, which keepcount did not write");
         Err(Error::SchemaMismatch { table: sql::OFFSETS.to_owned(), reason })
     };
     match column {

@@ -68,7 +68,7 @@ pub(crate) async fn fetch<E: Executor>(
         stopped.or(|at, error| match at {
             0 => failed(
                 of_catalogue(),
-                &format!("looking whether {} is ready", reading.name()),
+                &format!("asking whether {} is ready", reading.name()),
                 error,
             ),
             _ => failed(

@@ -41,7 +41,7 @@ pub(crate) async fn cutoffs<E: Executor>(
                 Column::Bytes(cutoff) => KeyBuf::from_bytes(&cutoff),
                 other => {
                     let reason = format!(
-                        "the cutoff of {} is {other}; somebody else wrote it",
+                        "the cutoff of {} is {other}, which keepcount did not write",
                         id.full_name()
                     );
                     return Err(Error::SchemaMismatch { table: sql::CATALOGUE.to_owned(), reason });
@@ -185,7 +185,7 @@ pub(crate) async fn refuse_snapshot<E: Executor>(executor: &mut E) -> Result<()>
         })
         .await;
     read.map_err(|stopped| {
-        stopped.or(|_, error| failed(Whose::Connection, "looking at the transaction", error))
+        stopped.or(|_, error| failed(Whose::Connection, "inspecting the transaction", error))
     })?;
     match isolation.unwrap_or_default().as_str() {
         "read committed" | "read uncommitted" => Ok(()),

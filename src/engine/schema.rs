@@ -98,9 +98,7 @@ async fn refuse_foreign<E: Executor>(executor: &mut E, table: &str, whose: &str)
         None => Ok(()),
         Some(_) => Err(Error::SchemaMismatch {
             table: table.to_owned(),
-            reason: format!(
-                "it is there already, and is not one of keepcount's; rename it or the {whose}"
-            ),
+            reason: format!("it exists already, and is not keepcount's; rename it or the {whose}"),
         }),
     }
 }
@@ -285,7 +283,7 @@ async fn said<E: Executor>(executor: &mut E, query: Query<'_>) -> Result<Vec<Str
     let mut texts = Vec::new();
     let read = executor
         .fetch(&[query], |_, row| {
-            texts.extend(text(row, 0, "of the database's own schema")?);
+            texts.extend(text(row, 0, "of the database's schema tables")?);
             Ok(())
         })
         .await;
@@ -358,7 +356,7 @@ pub(crate) async fn drop_counter<E: Executor>(
     schema: &Schema,
     name: &str,
 ) -> Result<()> {
-    let operation = format!("forgetting {name}");
+    let operation = format!("dropping {name}");
     transact!(executor, &operation, drop_orphan(executor, schema, name, &operation))
 }
 

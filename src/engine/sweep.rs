@@ -77,7 +77,7 @@ async fn locks<E: Executor>(
             }
             _ => Err(Error::SchemaMismatch {
                 table: sql::LOCKS.to_owned(),
-                reason: "it has a row of another kind".to_owned(),
+                reason: "it has a row that keepcount did not write".to_owned(),
             }),
         })
         .await;

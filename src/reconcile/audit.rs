@@ -336,7 +336,7 @@ pub fn merge(
         Err(Error::source(
             &ask.counter,
             Some(key),
-            format!("the {what} come out of key order, or a key comes twice"),
+            format!("the {what} are not in key order, or a key comes twice"),
         ))
     };
     if let Some(key) = not_rising(ask.after.as_ref(), recounts.iter().map(|recount| &recount.key)) {

@@ -214,7 +214,7 @@ impl<'a> Run<'a> {
                 Reconciler::keys(mode, schema, *counter, &keys, options)
             }
             (Some(_), ..) => {
-                let reason = "a run over keys is of one counter, without a list of counters and without a token";
+                let reason = "a run over keys has one counter, no list of counters and no token";
                 Err(Error::invalid_use("keys", reason))
             }
         }

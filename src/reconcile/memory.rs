@@ -238,8 +238,10 @@ impl<'a> MemoryAudit<'a> {
         I: IntoIterator<Item = Result<R, Cause>>,
     {
         if counters.is_empty() {
-            let reason =
-                format!("rows of type {} are given for no counter", std::any::type_name::<R>());
+            let reason = format!(
+                "the rows of type {} need at least one counter",
+                std::any::type_name::<R>()
+            );
             return Err(Error::invalid_use("rows", reason));
         }
         let counters =

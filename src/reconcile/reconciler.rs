@@ -285,7 +285,9 @@ impl Reconciler {
         }
         let mut run = Self::scoped(mode, schema, &[counter], options)?;
         if run.scope.len() > 1 {
-            return refused("a run over a rollup takes in what it sums, so it is done whole");
+            return refused(
+                "a run over a rollup includes its base counters, so it cannot be a part",
+            );
         }
         for key in after.iter().chain(&until) {
             counter.parts().values(key).map_err(|cause| Error::key(&counter, key, cause))?;
@@ -364,9 +366,9 @@ impl Reconciler {
         let refused = |reason| Err(Error::Token { reason });
         if token.mode != mode {
             return refused(match token.mode {
-                Mode::Verify => "it is of a verify, and this run is none",
-                Mode::Repair => "it is of a repair, and this run is none",
-                Mode::Backfill => "it is of a backfill, and this run is none",
+                Mode::Verify => "it belongs to a verify, and this run is not one",
+                Mode::Repair => "it belongs to a repair, and this run is not one",
+                Mode::Backfill => "it belongs to a backfill, and this run is not one",
             });
         }
         if token.schema != schema.fingerprint() {
@@ -632,7 +634,7 @@ impl Reconciler {
 
     fn identified(&mut self, identity: u64) -> Result<()> {
         if self.identity.is_some_and(|known| known != identity) {
-            return Err(Error::Token { reason: "it is of another database" });
+            return Err(Error::Token { reason: "it belongs to another database" });
         }
         self.identity = Some(identity);
         self.failures = 0;
@@ -744,7 +746,7 @@ impl Reconciler {
             return Err(Error::source(
                 &counter.report.counter,
                 diff.next.as_ref(),
-                "a page ended where it began",
+                "a page did not end after the key that it began after",
             ));
         }
         self.pages += 1;

@@ -29,7 +29,7 @@ pub(super) fn share_of(counter: &CounterId, tallied: &Batch) -> Result<Option<(K
     let mut deltas = tallied.deltas().filter(|(id, ..)| id == counter);
     let Some((_, key, amount)) = deltas.next() else { return Ok(None) };
     if deltas.next().is_some() {
-        let reason = "its tally adds to several keys of this counter; let the source give one row for each of them";
+        let reason = "its tally adds to several keys of this counter; make the source give one row for each of them";
         return Err(Error::source(counter, Some(key), reason));
     }
     let amount = i64::try_from(amount).map_err(|_| Error::overflow(counter, key, "recount"))?;
@@ -93,7 +93,7 @@ impl<'k> SumsByKey<'k> {
         let Some((key, amount)) = share else { return Ok(true) };
         let counter = self.counter;
         if self.before.as_ref().is_some_and(|before| key < *before) {
-            return Err(Error::source(counter, Some(&key), "the rows come out of key order"));
+            return Err(Error::source(counter, Some(&key), "the rows are not in key order"));
         }
         let early = match self.from {
             Bound::Unbounded => false,

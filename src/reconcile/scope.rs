@@ -169,13 +169,13 @@ impl Scope {
     /// what is wrong with it.
     pub(super) fn check(&self, token: &Token) -> std::result::Result<(), &'static str> {
         if token.scope != self.positions {
-            return Err("its counters are not those that a run over them has");
+            return Err("its counters are not those of such a run");
         }
         let Some(id) = self.id(usize::from(token.at)) else {
-            return Err("its position is beyond its counters");
+            return Err("its position is after its last counter");
         };
         if token.keys().any(|key| id.parts().values(key).is_err()) {
-            return Err("its position is no key");
+            return Err("its position is not a key of its counter");
         }
         Ok(())
     }

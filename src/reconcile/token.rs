@@ -209,7 +209,7 @@ impl FromStr for Token {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let corrupt = Error::Token { reason: "it is corrupt, or no token of this crate" };
+        let corrupt = Error::Token { reason: "it is corrupt, or not a token of keepcount" };
         let (mut bits, mut count) = (0_u32, 0_u32);
         let mut bytes = Vec::with_capacity(text.len() * 5 / 8);
         for char in text.bytes() {
@@ -310,7 +310,7 @@ mod tests {
     #[test]
     fn a_token_from_before_runs_had_numbers_is_refused() {
         let old = "047g00000s00000k04hkaps9lf6uvvvvvvvvvvvvvs002003000000g00lpma08140og171ilhrg";
-        assert!(old.parse::<Token>().is_err(), "nothing says which run it is of");
+        assert!(old.parse::<Token>().is_err(), "it does not say which run it belongs to");
     }
 
     #[test]

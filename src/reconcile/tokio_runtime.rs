@@ -195,7 +195,7 @@ async fn over(
             let number = u64::try_from(number).unwrap_or(0);
             (number > most).then(|| reason(number))
         }
-        Err(error) => Some(format!("the throttle cannot ask: {error}")),
+        Err(error) => Some(format!("the throttle's query failed: {error}")),
     }
 }
 

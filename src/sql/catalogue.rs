@@ -91,7 +91,7 @@ pub(crate) fn check_others(schema: &Schema, known: &[Known], forget: &str) -> Re
                 row.placement
             ),
             None if is_later(schema, row) => {
-                "is a later version of one of this schema's and ready to be read".to_owned()
+                "is a later version of a counter of this schema, and ready to be read".to_owned()
             }
             None => continue,
         };
@@ -136,17 +136,17 @@ pub(crate) fn orphaned<'k>(
     known: &'k [Known],
     name: &str,
 ) -> Result<&'k CatalogueRow> {
-    let refused = |reason: String| Err(Error::invalid_use("forget", reason));
+    let refused = |reason: String| Err(Error::invalid_use("drop_counter", reason));
     if has(schema, name) {
         return refused(format!(
-            "{name} is in the schema, which would go on counting it; take it out first"
+            "{name} is in the schema, whose hooks would still count it; remove it there first"
         ));
     }
     let Some(orphan) = known.iter().find(|known| known.row.name == name) else {
         return Err(Error::UnknownCounter { counter: name.to_owned(), record: None });
     };
     if let Some(of) = known.iter().find(|known| known.row.made_of().any(|part| part == name)) {
-        return refused(format!("{} is made of {name}; drop that first", of.row.name));
+        return refused(format!("{} is computed from {name}; drop that first", of.row.name));
     }
     Ok(&orphan.row)
 }

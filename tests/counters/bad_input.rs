@@ -464,7 +464,7 @@ fn counter_missing_from_the_catalogue_is_named() {
     conn.execute_batch("DELETE FROM keepcount_counters WHERE name = 'tag.uses'").unwrap();
     let before = dump(&conn);
     assert_schema(store(&conn).check(), "tag_uses", &["counter tag.uses", "keepcount_counters"]);
-    assert_schema(store(&conn).create(), "tag_uses", &["not one of keepcount's"]);
+    assert_schema(store(&conn).create(), "tag_uses", &["is not keepcount's"]);
     assert_eq!(dump(&conn), before);
 }
 
@@ -488,11 +488,11 @@ fn foreign_table_of_the_same_name_is_refused_and_nothing_is_created() {
         let conn = Connection::open_in_memory().unwrap();
         conn.execute_batch(foreign).unwrap();
         let before = dump(&conn);
-        assert_schema(store(&conn).create(), table, &["there already", "not one of keepcount's"]);
+        assert_schema(store(&conn).create(), table, &["exists already", "is not keepcount's"]);
         assert!(conn.is_autocommit());
         assert_eq!(dump(&conn), before, "{foreign}");
         conn.execute_batch("BEGIN IMMEDIATE").unwrap();
-        assert_schema(store(&conn).create(), table, &["there already"]);
+        assert_schema(store(&conn).create(), table, &["exists already"]);
         conn.execute_batch("ROLLBACK").unwrap();
         assert_eq!(dump(&conn), before, "{foreign}");
     }

@@ -507,7 +507,7 @@ fn offsets_are_listed_by_pages_and_a_forgotten_stream_counts_again() {
     for error in [sqlite.offsets(None, 100).unwrap_err(), sqlite.forget_offset("a").unwrap_err()] {
         assert_eq!(
             error.to_string(),
-            "table keepcount_offsets: the offset of stream a is -1, below 0; somebody else wrote it"
+            "table keepcount_offsets: the offset of stream a is -1, below 0, which keepcount did not write"
         );
     }
     assert_eq!(sqlite.offsets(Some("a"), 100).unwrap().len(), 5);

@@ -107,7 +107,7 @@ fn raised_version_is_another_counter_and_its_rollups_are_not_ready() {
     assert_refused(
         &NEW,
         &snapshot,
-        "counter setlist.votes is not in the schema; `Snapshot::drop_counter` gives its totals up",
+        "counter setlist.votes is not in the schema; to give up its totals, call `Snapshot::drop_counter`",
     );
     assert_eq!(snapshot.orphaned(&NEW), ["setlist.votes"]);
     snapshot.drop_counter("setlist.votes").unwrap();
@@ -115,8 +115,8 @@ fn raised_version_is_another_counter_and_its_rollups_are_not_ready() {
     assert_refused(
         &NEW,
         &snapshot,
-        "counter show.votes is placed as \"table, sum of setlist.votes along setlist.show\", and as \"table, sum of setlist.votes.v2 \
-         along setlist.show\" in the schema; `Snapshot::drop_counter` gives its totals up",
+        "counter show.votes is stored as \"table, sum of setlist.votes along setlist.show\", and as \"table, sum of setlist.votes.v2 \
+         along setlist.show\" in the schema; to give up its totals, call `Snapshot::drop_counter`",
     );
     snapshot.drop_counter("show.votes").unwrap();
     let store = MemoryStore::restore(&NEW, &snapshot).unwrap();
@@ -182,7 +182,7 @@ fn counter_missing_from_the_schema_is_named_and_can_be_dropped() {
     assert_refused(
         &FEWER,
         &snapshot,
-        "counter setlist.likes.v3 is not in the schema; `Snapshot::drop_counter` gives its totals up",
+        "counter setlist.likes.v3 is not in the schema; to give up its totals, call `Snapshot::drop_counter`",
     );
     for name in ["setlist.likes", "setlist.likes.v2", "", "votes"] {
         let error = snapshot.drop_counter(name).unwrap_err();
@@ -217,7 +217,7 @@ const NO_SUM: Schema = Schema::new(&[
 
 #[test]
 fn counter_of_another_key_or_placement_is_refused_and_named() {
-    let there = "counter setlist.votes has the key (i64), and (text) in the schema; `Snapshot::drop_counter` gives its totals up";
+    let there = "counter setlist.votes has the key (i64), and (text) in the schema; to give up its totals, call `Snapshot::drop_counter`";
     assert_refused(&TEXTS, &sample(&PLAIN).snapshot(), there);
 
     let sum = "table, sum of setlist.votes along setlist.show";
@@ -225,11 +225,11 @@ fn counter_of_another_key_or_placement_is_refused_and_named() {
         [(OTHER_SUM, "table, sum of setlist.likes along setlist.show"), (NO_SUM, "table")]
     {
         let here = format!(
-            "counter show.votes is placed as {sum:?}, and as {place:?} in the schema; `Snapshot::drop_counter` gives its totals up"
+            "counter show.votes is stored as {sum:?}, and as {place:?} in the schema; to give up its totals, call `Snapshot::drop_counter`"
         );
         assert_refused(&schema, &sample(&SUM).snapshot(), &here);
         let there = format!(
-            "counter show.votes is placed as {place:?}, and as {sum:?} in the schema; `Snapshot::drop_counter` gives its totals up"
+            "counter show.votes is stored as {place:?}, and as {sum:?} in the schema; to give up its totals, call `Snapshot::drop_counter`"
         );
         assert_refused(&SUM, &sample(&schema).snapshot(), &there);
     }
@@ -257,7 +257,7 @@ fn counter_may_become_prunable_and_stop_being_so_until_its_first_prune() {
     assert_refused(
         &BARE,
         &snapshot,
-        "counter setlist.days was pruned at 0x8000000f, and cannot be so here",
+        "counter setlist.days was pruned at 0x8000000f, which is not a time of this counter",
     );
     let back = MemoryStore::restore(&PRUNED, &snapshot).unwrap();
     assert_eq!(back.snapshot(), snapshot);
@@ -292,7 +292,9 @@ fn cutoff_that_does_not_fit_its_counter_is_refused() {
         assert_refused(
             &PRUNED,
             &snapshot,
-            &format!("counter {name} was pruned at 0x{cutoff}, and cannot be so here"),
+            &format!(
+                "counter {name} was pruned at 0x{cutoff}, which is not a time of this counter"
+            ),
         );
     }
 }

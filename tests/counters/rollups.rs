@@ -497,7 +497,7 @@ fn schemas_with_invalid_rollups_panic() {
             .unwrap_or_else(|| panic.downcast_ref::<String>().unwrap());
         assert!(text.contains(says), "{what}: {text}");
     };
-    let before = "stand before it";
+    let before = "membership before it";
     refuses("before its base", vec![MEMBERSHIP.table(), B.table(), A.table()], before);
     refuses("before its membership", vec![A.table(), B.table(), MEMBERSHIP.table()], before);
     refuses("without its membership", vec![A.table(), B.table()], before);
@@ -518,7 +518,7 @@ fn schemas_with_invalid_rollups_panic() {
     refuses(
         "a membership that is a rollup",
         vec![A.table(), pairs, other, summed.table(), B.table()],
-        "no rollup",
+        "cannot be a rollup",
     );
     let twice = "share a name";
     refuses("two of one name", vec![MEMBERSHIP.table(), A.table(), B.table(), B.table()], twice);
@@ -535,7 +535,7 @@ fn schemas_with_invalid_rollups_panic() {
     refuses(
         "a prunable membership",
         vec![A.table(), MEMBERSHIP.table().prunable(), B.table()],
-        "not prunable",
+        "cannot be prunable",
     );
     refuses(
         "a prunable base without its time",
@@ -748,10 +748,7 @@ fn chain_of_64_levels_propagates_and_a_longer_one_is_refused() {
     }
     let panic = catch_unwind(|| chain(65)).expect_err("a chain of 65 levels");
     let text = panic.downcast_ref::<&str>().unwrap();
-    assert_eq!(
-        *text,
-        "a rollup has at most 64 levels: what it sums is a rollup of level 64 already"
-    );
+    assert_eq!(*text, "a rollup has at most 64 levels: its base is at level 64 already");
 }
 
 /// A rollup's handle knows its level. A handle of the same name that sums nothing is another
@@ -767,5 +764,5 @@ fn rollup_of_a_handle_that_differs_from_the_schema_is_refused() {
         Counter::<i64>::new("c").sum_of(b, MEMBERSHIP).table(),
     ];
     let panic = catch_unwind(|| Schema::new(Box::leak(Box::new(spec)))).expect_err("a bare handle");
-    assert!(panic.downcast_ref::<&str>().unwrap().contains("as the schema lists it"));
+    assert!(panic.downcast_ref::<&str>().unwrap().contains("as the rollup declares it"));
 }

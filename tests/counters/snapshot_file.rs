@@ -206,9 +206,9 @@ fn every_changed_missing_and_appended_byte_is_refused() {
             bytes[at] = whole[at] ^ change;
             let reason = reason(&bytes);
             let told = match at {
-                0..16 => ["it is no snapshot of keepcount"; 2],
+                0..16 => ["it is not a snapshot of keepcount"; 2],
                 16..20 => ["its format is "; 2],
-                20..HEAD => ["it is cut off: ", "bytes are behind its end"],
+                20..HEAD => ["it is truncated: ", "it has bytes after its end"],
                 _ => ["it is damaged"; 2],
             };
             assert!(told.iter().any(|told| reason.starts_with(told)), "byte {at}: {reason}");
@@ -218,14 +218,14 @@ fn every_changed_missing_and_appended_byte_is_refused() {
     for len in 0..whole.len() {
         let least =
             if len < HEAD { format!("at least {}", HEAD + SEAL) } else { whole.len().to_string() };
-        assert_eq!(reason(&whole[..len]), format!("it is cut off: {len} of {least} bytes"));
+        assert_eq!(reason(&whole[..len]), format!("it is truncated: {len} of {least} bytes"));
     }
     for more in 0..=255 {
         bytes.truncate(whole.len());
         bytes.push(more);
         assert_eq!(
             reason(&bytes),
-            format!("bytes are behind its end, which is at {}", whole.len())
+            format!("it has bytes after its end, which is at {}", whole.len())
         );
     }
     // Two swapped bytes, a byte removed from the middle, and a byte doubled there.
@@ -234,9 +234,9 @@ fn every_changed_missing_and_appended_byte_is_refused() {
         moved.swap(at, at + 1);
         assert!(moved == whole || reason(&moved).starts_with("it is damaged"));
         moved.remove(at);
-        assert!(reason(&moved).starts_with("it is cut off"));
+        assert!(reason(&moved).starts_with("it is truncated"));
         moved.splice(at..at, [whole[at]; 2]);
-        assert!(reason(&moved).starts_with("bytes are behind its end"));
+        assert!(reason(&moved).starts_with("it has bytes after its end"));
     }
 }
 
@@ -245,7 +245,7 @@ fn foreign_newer_and_malformed_files_give_different_errors() {
     for foreign in
         ["SQLite format 3\0", "{\"format\":2}", "keepcount total\0", "\n", "keepcount  totals"]
     {
-        assert_eq!(reason(foreign.as_bytes()), "it is no snapshot of keepcount");
+        assert_eq!(reason(foreign.as_bytes()), "it is not a snapshot of keepcount");
     }
     let mut newer = fixture().snapshot().to_bytes().unwrap();
     newer.truncate(newer.len() - SEAL);
@@ -255,7 +255,7 @@ fn foreign_newer_and_malformed_files_give_different_errors() {
         "its format is 3, and this version of keepcount reads 2 at most"
     );
     newer[16] = 1;
-    assert_eq!(reason(&with_checksum(newer)), "its format is 1, of which there are no files");
+    assert_eq!(reason(&with_checksum(newer)), "its format is 1, which no release writes");
 
     // Bodies with a right checksum: an empty one, one of another format, lists that claim to be
     // longer than memory, and one with bytes after its end.
@@ -269,9 +269,9 @@ fn foreign_newer_and_malformed_files_give_different_errors() {
         &[&[2, 0][..], &endless].concat(),
         &name,
     ] {
-        assert!(reason(&file_of(body)).starts_with("its body is none: "), "{body:?}");
+        assert!(reason(&file_of(body)).starts_with("its body cannot be read: "), "{body:?}");
     }
-    assert_eq!(reason(&file_of(&[2, 0, 0, 7])), "its body is none: 1 bytes are left of it");
+    assert_eq!(reason(&file_of(&[2, 0, 0, 7])), "its body cannot be read: 1 bytes are left over");
     assert!(Snapshot::from_bytes(&file_of(&[2, 0, 0])).is_ok());
 }
 
@@ -356,18 +356,19 @@ fn errors_name_the_file_and_change_nothing_in_the_folder() {
     fs::write(at("cutoff"), &snapshot.to_bytes().unwrap()[..99]).unwrap();
     let error = Snapshot::load(at("cutoff")).unwrap_err().to_string();
     assert!(
-        error.starts_with(&format!("snapshot: {}: it is cut off: 99 of ", at("cutoff").display())),
+        error
+            .starts_with(&format!("snapshot: {}: it is truncated: 99 of ", at("cutoff").display())),
         "{error}"
     );
     fs::write(at("foreign"), "SQLite format 3\0").unwrap();
     let error = Snapshot::load(at("foreign")).unwrap_err().to_string();
     assert_eq!(
         error,
-        format!("snapshot: {}: it is no snapshot of keepcount", at("foreign").display())
+        format!("snapshot: {}: it is not a snapshot of keepcount", at("foreign").display())
     );
     fs::write(at("long"), [snapshot.to_bytes().unwrap(), vec![0; 9]].concat()).unwrap();
     assert!(
-        Snapshot::load(at("long")).unwrap_err().to_string().contains("bytes are behind its end")
+        Snapshot::load(at("long")).unwrap_err().to_string().contains("it has bytes after its end")
     );
 }
 

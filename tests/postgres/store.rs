@@ -411,7 +411,8 @@ async fn held_lock_and_outdated_snapshot_are_busy() {
     holder.commit().await.unwrap();
     let error = PostgresStore::in_transaction(&stale, &FIRST).apply(&mut batch).await.unwrap_err();
     assert!(
-        error.recovery() == Recovery::Retry && error.to_string().contains("again whole"),
+        error.recovery() == Recovery::Retry
+            && error.to_string().contains("try the whole transaction again"),
         "{error}"
     );
     drop(stale);
@@ -738,7 +739,7 @@ async fn reads_and_writes_without_tables_say_to_create_them() {
     batch.add(VOTES, 1, 1);
     let mut store = PostgresStore::new(&mut client, &FIRST);
     let total = store.total(VOTES, 1).await.unwrap_err();
-    assert!(total.to_string().contains("looking whether show.votes is ready"), "{total}");
+    assert!(total.to_string().contains("asking whether show.votes is ready"), "{total}");
     for error in [
         total,
         store.apply(&mut batch.clone()).await.unwrap_err(),

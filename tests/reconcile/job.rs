@@ -120,7 +120,7 @@ fn unusable_schedules_and_names_are_refused() {
     refused(spawn(Schedule::every(Duration::ZERO), "zero"), "interval: it is zero");
     refused(
         spawn(Schedule::every(HOUR).jitter_percent(51), "wide"),
-        "jitter percent: 51 is not within 0 to 50",
+        "jitter percent: 51 is not between 0 and 50",
     );
     refused(spawn(Schedule::every(HOUR), "a\0b"), "job name: it has a NUL in it");
     spawn(Schedule::every(Duration::MAX).jitter_percent(50), "rare").unwrap();
@@ -315,7 +315,7 @@ fn panics_and_errors_are_reported_and_the_job_continues() {
     let texts = [
         "panic: a text",
         "panic: a text, and 2",
-        "panic: something that is no text",
+        "panic: a value that is not text",
         "an error",
         "panic: no words",
     ];

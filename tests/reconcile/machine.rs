@@ -814,11 +814,11 @@ fn token_of_another_mode_or_of_other_counters_is_refused() {
     );
     assert_token_refused(
         Reconciler::resume(Mode::Repair, &TWO, &verify, options()),
-        "of a verify, and this run is none",
+        "it belongs to a verify, and this run is not one",
     );
     assert_token_refused(
         Reconciler::resume(Mode::Verify, &TWO, &repair, options()),
-        "of a repair, and this run is none",
+        "it belongs to a repair, and this run is not one",
     );
     for schema in [&ONE, &NEWER, &OTHER_KEY] {
         assert_token_refused(

@@ -173,7 +173,7 @@ fn counter_is_dropped_whole_or_not_at_all() {
     conn.execute_batch("DROP TABLE sum; CREATE VIEW sum AS SELECT 1 AS a").unwrap();
     let error = none.drop_counter("sum").unwrap_err();
     assert!(
-        matches!(error, Error::Database { .. }) && error.to_string().contains("forgetting sum"),
+        matches!(error, Error::Database { .. }) && error.to_string().contains("dropping sum"),
         "{error}"
     );
     assert!(conn.is_autocommit() && none.orphaned().unwrap().contains(&"sum".to_owned()));

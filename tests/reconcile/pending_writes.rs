@@ -702,7 +702,7 @@ fn source_may_read_copy_and_audit_its_store_during_an_audit() {
         run_over(&mut audit, Mode::Repair, &[VOTES.id()]).unwrap_err().to_string()
     });
     assert!(
-        error.contains("a hook ran without a pending write since the audit was made"),
+        error.contains("a hook ran without a pending write after the audit was made"),
         "{error}"
     );
 }

@@ -1101,7 +1101,7 @@ fn rows_in_memory_that_come_out_of_key_order_are_refused() {
             let mut audit = MemoryAudit::new(&mut store);
             audit.add(SUM, |_| rows.iter()).unwrap();
             let result = run_whole(Mode::Repair, &SUMS, Options::default().page(page), &mut audit);
-            assert_source(result, &["shop.sum", "out of key order"]);
+            assert_source(result, &["shop.sum", "not in key order"]);
         }
     }
     // Rows that are not counted may be anywhere.

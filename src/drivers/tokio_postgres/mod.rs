@@ -521,25 +521,25 @@ fn busy(error: &tokio_postgres::Error) -> Option<&'static str> {
     };
     if is_forgotten(error) {
         return Some(
-            "the server has forgotten what was prepared, which is prepared anew; roll back and try it again whole",
+            "the server has forgotten a prepared statement, which is prepared again; roll back, and try the whole transaction again",
         );
     }
     match *db.code() {
         SqlState::IN_FAILED_SQL_TRANSACTION => Some(
-            "an earlier error has aborted the transaction; roll it back and try it again whole",
+            "an earlier error has aborted the transaction; roll back, and try the whole transaction again",
         ),
         SqlState::T_R_SERIALIZATION_FAILURE => Some(
-            "another transaction changed what this one had read; roll it back and try it again whole",
+            "another transaction changed what this one had read; roll back, and try the whole transaction again",
         ),
         SqlState::T_R_DEADLOCK_DETECTED => Some(
-            "it and another transaction waited for each other; roll it back and try it again whole",
+            "it and another transaction are in a deadlock; roll back, and try the whole transaction again",
         ),
         SqlState::LOCK_NOT_AVAILABLE => {
-            Some("what it needs is held by another transaction for longer than lock_timeout")
+            Some("another transaction held a lock that it needs for longer than lock_timeout")
         }
         SqlState::QUERY_CANCELED => Some("it was cancelled, or took longer than statement_timeout"),
         SqlState::TOO_MANY_CONNECTIONS | SqlState::OUT_OF_MEMORY => {
-            Some("the server has no room for it just now")
+            Some("the server is out of memory or connections")
         }
         SqlState::ADMIN_SHUTDOWN
         | SqlState::CRASH_SHUTDOWN

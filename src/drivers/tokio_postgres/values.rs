@@ -94,7 +94,11 @@ impl ToSql for Value<'_> {
         if *kind == kind_of(self) {
             return self.to_sql(kind, out);
         }
-        Err(format!("a {kind} where keepcount gives a {}", kind_of(self)).into())
+        Err(format!(
+            "the server expects a value of type {kind}, and keepcount gives one of type {}",
+            kind_of(self)
+        )
+        .into())
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) async fn kept_of<E: Executor>(executor: &mut E, run: u64) -> Result<O
             Ok(())
         })
         .await;
-    let operation = "reading how far a run has come";
+    let operation = "reading the progress of a run";
     read.map_err(|stopped| {
         stopped.or(|_, error| failed(Whose::Table(sql::RUNS), operation, error))
     })?;
@@ -29,7 +29,7 @@ pub(super) async fn kept_of<E: Executor>(executor: &mut E, run: u64) -> Result<O
 /// Keeps the progress of a run.
 pub(super) async fn keep_run<E: Executor>(executor: &mut E, ask: &Keep) -> Result<Kept> {
     let Some(keep) = runs::keep(E::DIALECT, ask) else { return Ok(Kept::Here) };
-    let operation = "keeping how far a run has come";
+    let operation = "storing the progress of a run";
     match transact!(executor, operation, keep_in(executor, ask, &keep, operation)) {
         // A replica, or a user who may only read: it can still verify, and its token then says
         // less.

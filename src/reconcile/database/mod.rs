@@ -176,8 +176,8 @@ impl<'a, D: Driver> Database<'a, D> {
                 answer(executor, counter, &watch)
             )?;
             if now != before {
-                let reason = "a table's partitions or children changed meanwhile; measure again";
-                let operation = format!("measuring rows of counter {}", counter.full_name());
+                let reason = "a table's partitions or children changed meanwhile; try again";
+                let operation = format!("comparing rows of counter {}", counter.full_name());
                 return Err(Error::Busy { operation, reason, cause: reason.into() });
             }
         }
@@ -448,7 +448,7 @@ async fn answer<E: Executor>(
         columns.extend((0..row.len()).map(|at| row.column(at).into_owned()));
         Ok(())
     });
-    let what = "looking at the tables of the source";
+    let what = "inspecting the tables of the source";
     read.await.map_err(|stopped| stopped.or(|_, error| failed_on(what, counter, error)))?;
     Ok(columns)
 }
@@ -479,7 +479,7 @@ async fn refuse_transaction<E: Executor>(executor: &mut E) -> Result<()> {
     match executor.is_idle().await {
         Ok(true) => Ok(()),
         Ok(false) => Err(inside_transaction::<E>()),
-        Err(error) => Err(failed(Whose::Connection, "looking at the connection", error)),
+        Err(error) => Err(failed(Whose::Connection, "inspecting the connection", error)),
     }
 }
 
@@ -514,7 +514,7 @@ async fn refuse_read_only<E: Executor>(executor: &mut E) -> Result<()> {
         };
         Ok(())
     });
-    let operation = "looking whether the server takes writes";
+    let operation = "asking whether the server accepts writes";
     read.await
         .map_err(|stopped| stopped.or(|_, error| failed(Whose::Connection, operation, error)))?;
     reason.map_or(Ok(()), |reason| Err(Error::invalid_use(handle::<E>(), reason)))

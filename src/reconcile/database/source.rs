@@ -215,7 +215,7 @@ impl Columns {
     /// If `seconds` is not greater than 0.
     #[must_use]
     pub fn per(mut self, seconds: i64) -> Self {
-        assert!(seconds > 0, "an epoch is longer than nothing");
+        assert!(seconds > 0, "an epoch must be longer than zero");
         self.per = Some(seconds);
         self
     }

@@ -69,12 +69,18 @@ impl Target {
             return Err(Error::source(counter, None, reason));
         }
         if self.per.is_some() && !by_tally {
-            return Err(Error::source(counter, None, "a key by epoch is recounted by_tally"));
+            return Err(Error::source(
+                counter,
+                None,
+                "a key with an epoch needs Columns::by_tally",
+            ));
         }
         let mut known = self.clone();
         let wrong = known.names().find(|name| !name.is_name()).map(|name| name.text.clone());
         wrong.map_or(Ok(()), |text| {
-            let reason = format!("{text} names no table: a name, or a schema's, a dot, and a name");
+            let reason = format!(
+                "{text} is not a table's name; write a name, or a schema's name, a dot and a name"
+            );
             Err(Error::source(counter, None, reason))
         })
     }
@@ -436,7 +442,7 @@ impl Name {
             }
             [first, ..] => {
                 let reason = format!(
-                    "{text} is in {}; say which is meant, as in {first}.{text}: one would hide the other",
+                    "{text} is in {}, and one hides the other; write {first}.{text} or another",
                     schemas.join(" and in ")
                 );
                 Err(Error::source(counter, None, reason))

@@ -125,7 +125,7 @@ impl<'a> Guarded<'a> {
         if !store.ran_unguarded_since(self.audit) {
             return Ok(());
         }
-        let reason = "a hook ran without a pending write since the audit was made; where one writer does, totals are verified only, by MemoryAudit::watching";
+        let reason = "a hook ran without a pending write after the audit was made; such totals can only be verified, with MemoryAudit::watching";
         Err(Error::invalid_use("audit", format!("counter {}: {reason}", counter.name())))
     }
 
@@ -180,7 +180,7 @@ impl<'a> Guarded<'a> {
             if !self.wait_for_quiet(store, stripe) && self.shut(store, stripe).is_none() {
                 return Err(busy(
                     counter,
-                    "a pending write was open for longer than the barrier time; end it, or raise that",
+                    "a pending write stayed open for longer than the barrier time; end it, or raise the barrier time",
                 ));
             }
         }

@@ -84,7 +84,7 @@ impl<'a> Unguarded<'a> {
 
 pub(super) fn refuse_repairing(counter: &CounterId) -> Error {
     let reason = format!(
-        "counter {}: hooks run without pending writes, so it is verified only; see MemoryAudit::live",
+        "counter {}: hooks run without pending writes, so it can only be verified; see MemoryAudit::live",
         counter.name()
     );
     Error::invalid_use("audit", reason)

@@ -51,14 +51,13 @@ async fn look_in<'a>(
     if let Some(index) = source.target.wanted_index(Dialect::Postgres, &counter)
         && next.iter().any(|line| sorts(line))
     {
-        let reason = format!(
-            "its rows do not come out of an index in key order; make one: CREATE INDEX .. ON {index}"
-        );
+        let reason =
+            format!("no index gives its rows in key order; create one: CREATE INDEX .. ON {index}");
         return Err(Error::source(&counter, None, reason));
     }
     // Partitions and children come without waiting for readers.
     let kinship = Query::new(KINSHIP, Vec::new());
-    let failed = |error| failed_on("looking at the tables of the source", &counter, error);
+    let failed = |error| failed_on("inspecting the tables of the source", &counter, error);
     let rows = rows(client, &kinship).await.map_err(failed)?;
     let kin: String =
         rows.first().map_or(Ok(String::new()), |row| row.try_get(0)).map_err(failed)?;
@@ -156,7 +155,7 @@ fn check_amount(counter: &CounterId, kind: Option<&Type>) -> Result<()> {
             Err(Error::source(
                 counter,
                 None,
-                format!("its amounts are of type {kind}, and are to be integers"),
+                format!("its amounts are of type {kind}, and must be integers"),
             ))
         }
     }
@@ -217,7 +216,7 @@ async fn find(client: &Client, counter: &CounterId, name: &mut Name) -> Result<(
     name.find(counter, &meant, &others)?;
     if is_part {
         let reason = format!(
-            "{} is a partition, which has a part of the rows; name the table that it is a part of",
+            "{} is a partition, which has some of the rows only; name the partitioned table",
             name.text
         );
         return Err(Error::source(counter, None, reason));
@@ -233,18 +232,18 @@ async fn refuse_part(client: &Client, counter: &CounterId, plan: &[String]) -> R
         if let Some((node, _)) = line.split_once("  (cost=") {
             if node.contains("Foreign ") {
                 return refused(format!(
-                    "its rows are another server's ({node}), of another snapshot than its totals, and as far as that server shows them"
+                    "its rows are on another server ({node}), which reads them in another snapshot than the totals and may hide some"
                 ));
             }
         } else if depends_on_session(line) {
             return refused(format!(
-                "which of its rows there are depends on who asks, by a view or condition ({line}); name what has all of them"
+                "which rows it shows depends on who asks, because of a view or condition ({line}); name a source that shows all rows"
             ));
         }
     }
     let names = plan.iter().filter_map(|line| relation(line)).map(Into::into).collect();
     let text = "SELECT n FROM unnest($1::text[]) AS n JOIN pg_class AS c ON c.oid = to_regclass(n) WHERE c.relkind = 'm' LIMIT 1";
-    let failed = |error| failed_on("looking at the tables of the source", counter, error);
+    let failed = |error| failed_on("inspecting the tables of the source", counter, error);
     let query = Query::new(text.to_owned(), vec![Value::Texts(names)]);
     let Some(row) = rows(client, &query).await.map_err(failed)?.into_iter().next() else {
         return Ok(());

@@ -43,14 +43,13 @@ pub(super) fn check(conn: &Connection, source: &mut RowSource<'_, Sqlite>) -> Re
     if let Some(index) = source.target.wanted_index(sql::Dialect::Sqlite, &counter)
         && sorts(conn, &counter, source.page_text(true))?
     {
-        let reason = format!(
-            "its rows do not come out of an index in key order; make one: CREATE INDEX .. ON {index}"
-        );
+        let reason =
+            format!("no index gives its rows in key order; create one: CREATE INDEX .. ON {index}");
         return Err(Error::source(&counter, None, reason));
     }
     let files = files(conn, source.statements.all());
     let files =
-        files.map_err(|error| failed_on("looking for the files of the source", &counter, error))?;
+        files.map_err(|error| failed_on("finding the files of the source", &counter, error))?;
     let is_locked = files.iter().any(|(index, _)| *index != 0);
     if is_locked {
         refuse_unlockable(conn, &counter, &files)?;
@@ -110,7 +109,7 @@ fn refuse_unlockable(
             Ok(mode == "wal" && !locks(conn, *index)?)
         };
         if is_unlockable()
-            .map_err(|error| failed_on("looking for the files of the source", counter, error))?
+            .map_err(|error| failed_on("finding the files of the source", counter, error))?
         {
             let reason = format!(
                 "its rows and totals are in different files, and database {name} is in WAL mode and can only be read: so it \

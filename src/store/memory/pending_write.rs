@@ -214,7 +214,7 @@ impl MemoryStore {
 
 #[cold]
 fn reentered() -> Error {
-    let reason = "it is called by an audit that waits for the writers of these keys, on the audit's own thread; let another thread write, and do not wait for it";
+    let reason = "an audit that waits for the writers of these keys calls it on its own thread; write on another thread, and do not wait for that";
     Error::invalid_use("begin", reason)
 }
 

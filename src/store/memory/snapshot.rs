@@ -237,7 +237,7 @@ impl MemoryStore {
             let last = parts.as_slice().last().filter(|_| spec.is_prunable());
             if last.is_none_or(|last| KeyParts::one(*last).values(cutoff).is_err()) {
                 let reason = format!(
-                    "counter {} was pruned at 0x{cutoff:?}, and cannot be so here",
+                    "counter {} was pruned at 0x{cutoff:?}, which is not a time of this counter",
                     counter.name
                 );
                 return Err(failed(reason));
@@ -304,7 +304,7 @@ impl Snapshot {
             let refused = |reason: String| {
                 let name = shortened(&counter.name);
                 Err(failed(format!(
-                    "counter {name} {reason}; `Snapshot::drop_counter` gives its totals up"
+                    "counter {name} {reason}; to give up its totals, call `Snapshot::drop_counter`"
                 )))
             };
             let Some(spec) = counter.spec(schema) else {
@@ -324,7 +324,7 @@ impl Snapshot {
             if unpruned(&counter.storage_clause) != unpruned(&here.storage_clause) {
                 let there = shortened(&counter.storage_clause);
                 return refused(format!(
-                    "is placed as {there:?}, and as {:?} in the schema",
+                    "is stored as {there:?}, and as {:?} in the schema",
                     here.storage_clause
                 ));
             }

@@ -192,7 +192,7 @@ async fn table_of_another_server_is_refused() {
     for table in ["far", "near", "parts"] {
         assert_refused(
             add(&mut client, items_of(table)).await,
-            &["another server's", "Foreign Scan"],
+            &["on another server", "Foreign Scan"],
         );
     }
 }

@@ -39,7 +39,7 @@ impl Snapshot {
     /// let bytes = snapshot.to_bytes()?;
     /// assert_eq!(Snapshot::from_bytes(&bytes)?, snapshot);
     /// let error = Snapshot::from_bytes(&bytes[..50]).unwrap_err();
-    /// assert!(error.to_string().starts_with("snapshot: it is cut off: 50 of "));
+    /// assert!(error.to_string().starts_with("snapshot: it is truncated: 50 of "));
     /// # Ok::<(), keepcount::Error>(())
     /// ```
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
@@ -67,19 +67,21 @@ impl Snapshot {
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let (found, whole) = (bytes.len() as u64, whole_len(bytes)?);
         if found < whole {
-            return Err(format!("it is cut off: {found} of {whole} bytes"));
+            return Err(format!("it is truncated: {found} of {whole} bytes"));
         }
         if found > whole {
-            return Err(format!("bytes are behind its end, which is at {whole}"));
+            return Err(format!("it has bytes after its end, which is at {whole}"));
         }
-        let (sealed, checksum) = bytes.split_last_chunk::<CHECKSUM>().ok_or("it is cut off")?;
+        let (sealed, checksum) = bytes.split_last_chunk::<CHECKSUM>().ok_or("it is truncated")?;
         if fnv1a(FNV_OFFSET, sealed) != u64::from_le_bytes(*checksum) {
-            return Err("it is damaged: its checksum is another".to_owned());
+            return Err("it is damaged: its checksum does not match".to_owned());
         }
         match postcard::take_from_bytes(sealed.get(HEAD..).unwrap_or_default()) {
             Ok((snapshot, [])) => Ok(snapshot),
-            Ok((_, rest)) => Err(format!("its body is none: {} bytes are left of it", rest.len())),
-            Err(cause) => Err(format!("its body is none: {cause}")),
+            Ok((_, rest)) => {
+                Err(format!("its body cannot be read: {} bytes are left over", rest.len()))
+            }
+            Err(cause) => Err(format!("its body cannot be read: {cause}")),
         }
     }
 }
@@ -88,13 +90,13 @@ impl Snapshot {
 pub(super) fn whole_len(bytes: &[u8]) -> Result<u64, String> {
     let begun = bytes.get(..MAGIC.len()).unwrap_or(bytes);
     if !MAGIC.starts_with(begun) {
-        return Err("it is no snapshot of keepcount".to_owned());
+        return Err("it is not a snapshot of keepcount".to_owned());
     }
     let prefix = bytes.get(begun.len()..).and_then(<[u8]>::split_first_chunk);
     let Some((format, Some(len))) = prefix.map(|(format, rest)| (format, rest.first_chunk()))
     else {
         return Err(format!(
-            "it is cut off: {} of at least {} bytes",
+            "it is truncated: {} of at least {} bytes",
             bytes.len(),
             HEAD + CHECKSUM
         ));
@@ -105,6 +107,6 @@ pub(super) fn whole_len(bytes: &[u8]) -> Result<u64, String> {
             "its format is {newer}, and this version of keepcount reads {} at most",
             Format::NUMBER
         )),
-        number => Err(format!("its format is {number}, of which there are no files")),
+        number => Err(format!("its format is {number}, which no release writes")),
     }
 }
