@@ -1,8 +1,8 @@
 //! What a store, or statements of your own, need besides what every user needs: keys, ranges and
 //! counters without their types, and what a batch means for rollups.
 //!
-//! An application that counts and reads names nothing of this. The module `executor` is for
-//! a driver of your own, and [`reconcile::audit`](crate::reconcile::audit) for an audit.
+//! An application that counts and reads names nothing of this. The module `executor` has what the
+//! drivers of SQL stores implement, and [`reconcile::audit`](crate::reconcile::audit) for an audit.
 
 pub use crate::counter::range::{KeyBounds, KeyRange};
 pub use crate::counter::{CounterSpec, Rollup};

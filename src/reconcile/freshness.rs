@@ -25,8 +25,8 @@ use crate::schema::Schema;
 ///
 /// You pass the time in, in Unix seconds. A verification that is more than a minute ahead of the
 /// clock has no age, because one of the two clocks was wrong; nor has a run that began ahead of the
-/// clock. Save the value over restarts with serde, and apply it to the schema again with
-/// [`resume`](Self::resume).
+/// clock. Save the value over restarts with serde, in a format that names its fields, such as JSON,
+/// and apply it to the schema again with [`resume`](Self::resume).
 ///
 /// # Examples
 ///

@@ -1,9 +1,10 @@
 //! The report of a run: one line, a table for people, JSON by serde.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-use serde::ser::{SerializeSeq, SerializeStruct};
+use serde::ser::SerializeSeq;
 use serde::{Serialize, Serializer};
 
 use super::audit::{Drift, PageDiff};
@@ -382,53 +383,85 @@ impl fmt::Display for Table<'_> {
     }
 }
 
+/// What a report writes. A field that is skipped is not counted either, as formats need it that
+/// write the number of fields first.
+#[derive(Serialize)]
+#[serde(rename = "Report")]
+struct ReportFields<'a> {
+    counters: &'a [CounterReport],
+    pages: u64,
+    complete: bool,
+    resume: &'a Option<Token>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    overlap: Option<String>,
+}
+
 impl Serialize for Report {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut report = serializer.serialize_struct("Report", 4)?;
-        report.serialize_field("counters", &self.counters)?;
-        report.serialize_field("pages", &self.pages)?;
-        report.serialize_field("complete", &self.complete())?;
-        report.serialize_field("resume", &self.token)?;
-        if let Some(overlap) = self.overlap {
-            report.serialize_field("overlap", &overlap.to_string())?;
-        }
-        report.end()
+        let fields = ReportFields {
+            counters: &self.counters,
+            pages: self.pages,
+            complete: self.complete(),
+            resume: &self.token,
+            overlap: self.overlap.map(|overlap| overlap.to_string()),
+        };
+        fields.serialize(serializer)
     }
+}
+
+#[derive(Serialize)]
+#[serde(rename = "CounterReport")]
+struct CounterFields<'a> {
+    name: Cow<'a, str>,
+    keys: u64,
+    wrong: u64,
+    missing: u64,
+    orphan: u64,
+    corrected: u64,
+    samples: &'a [Sample],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dangling: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unsettled: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unchecked: Option<bool>,
 }
 
 impl Serialize for CounterReport {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut counter = serializer.serialize_struct("CounterReport", 9)?;
-        counter.serialize_field("name", &self.counter.full_name())?;
-        counter.serialize_field("keys", &self.keys)?;
-        counter.serialize_field("wrong", &self.wrong)?;
-        counter.serialize_field("missing", &self.missing)?;
-        counter.serialize_field("orphan", &self.orphan)?;
-        counter.serialize_field("corrected", &self.corrected)?;
-        counter.serialize_field("samples", &self.samples)?;
-        if self.dangling > 0 {
-            counter.serialize_field("dangling", &self.dangling)?;
-        }
-        if self.unsettled > 0 {
-            counter.serialize_field("unsettled", &self.unsettled)?;
-        }
-        if let Some(failure) = &self.failure {
-            counter.serialize_field("failure", failure)?;
-        }
-        if self.unchecked {
-            counter.serialize_field("unchecked", &true)?;
-        }
-        counter.end()
+        let fields = CounterFields {
+            name: self.counter.full_name(),
+            keys: self.keys,
+            wrong: self.wrong,
+            missing: self.missing,
+            orphan: self.orphan,
+            corrected: self.corrected,
+            samples: &self.samples,
+            dangling: Some(self.dangling).filter(|keys| *keys > 0),
+            unsettled: Some(self.unsettled).filter(|keys| *keys > 0),
+            failure: self.failure.as_deref(),
+            unchecked: Some(self.unchecked).filter(|is| *is),
+        };
+        fields.serialize(serializer)
     }
+}
+
+#[derive(Serialize)]
+#[serde(rename = "Sample")]
+struct SampleFields<'a> {
+    key: SampleKey<'a>,
+    stored: i64,
+    #[serde(rename = "true")]
+    expected: i64,
 }
 
 impl Serialize for Sample {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut sample = serializer.serialize_struct("Sample", 3)?;
-        sample.serialize_field("key", &SampleKey(self))?;
-        sample.serialize_field("stored", &self.stored)?;
-        sample.serialize_field("true", &self.expected)?;
-        sample.end()
+        let fields =
+            SampleFields { key: SampleKey(self), stored: self.stored, expected: self.expected };
+        fields.serialize(serializer)
     }
 }
 

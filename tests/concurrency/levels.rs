@@ -201,8 +201,10 @@ fn snapshot_with_a_wrong_rollup() -> Snapshot {
 fn rollup_is_repaired_beside_repairs_of_its_base_and_membership() {
     let broken = snapshot_with_a_wrong_rollup();
     check(move || {
-        let levels =
-            Levels { store: MemoryStore::restore(&SCHEMA, &broken).unwrap(), ..levels_with_drift() };
+        let levels = Levels {
+            store: MemoryStore::restore(&SCHEMA, &broken).unwrap(),
+            ..levels_with_drift()
+        };
         thread::scope(|scope| {
             scope.spawn(|| levels.repair(SETLIST_VOTES.id(), 1));
             scope.spawn(|| levels.repair(SETLIST_SHOW.id(), 1));
@@ -219,8 +221,10 @@ fn rollup_is_repaired_beside_repairs_of_its_base_and_membership() {
 fn two_repairs_of_one_rollup_repair_it_once() {
     let broken = snapshot_with_a_wrong_rollup();
     check(move || {
-        let levels =
-            Levels { store: MemoryStore::restore(&SCHEMA, &broken).unwrap(), ..levels_with_drift() };
+        let levels = Levels {
+            store: MemoryStore::restore(&SCHEMA, &broken).unwrap(),
+            ..levels_with_drift()
+        };
         thread::scope(|scope| {
             scope.spawn(|| levels.repair(SHOW_VOTES.id(), 1));
             scope.spawn(|| levels.move_setlist(1, 70, 71));

@@ -953,6 +953,9 @@ verify: 2 counters, 10 keys: 1 wrong, 2 missing, 2 orphan; 0 corrected; 2 pages,
         "pages": 2, "complete": true, "resume": null,
     });
     assert_eq!(serde_json::to_value(&report).unwrap(), wanted);
+    // The same in a format that writes the number of fields first.
+    let packed = rmp_serde::to_vec_named(&report).unwrap();
+    assert_eq!(rmp_serde::from_slice::<serde_json::Value>(&packed).unwrap(), wanted);
     // The fields have this order, for people who read the JSON.
     assert!(
         serde_json::to_string(&report)
