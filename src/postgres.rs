@@ -557,10 +557,11 @@ impl PostgresStore<'_, Client> {
         let began = observe::begin(observe::Backend::Postgres, batch);
         let (written, applied) =
             write_in_own(&mut self.executor(), self.schema, rows, batch, stream_range).await?;
+        // First, since the application's recorder may panic.
+        batch.spend();
         if !applied.skipped {
             applied.observe(observe::Backend::Postgres, began, batch);
         }
-        batch.spend();
         Ok((written, applied))
     }
 

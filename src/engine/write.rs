@@ -103,10 +103,11 @@ pub(crate) async fn apply<E: Executor>(
     }
     let began = observe::begin(E::DIALECT.backend(), batch);
     let applied = run_again!(executor, apply_whole(executor, schema, batch, stream_range).await)?;
+    // First, since the application's recorder may panic.
+    batch.spend();
     if !applied.skipped {
         applied.observe(E::DIALECT.backend(), began, batch);
     }
-    batch.spend();
     Ok(applied)
 }
 

@@ -554,6 +554,69 @@ fn batches_in_postgresql_are_counted_once_for_their_events() {
     assert_without_keys(&metrics, &events);
 }
 
+/// Asserts that a call panics because the recorder does.
+fn assert_recorder_panics(call: impl FnOnce()) {
+    struct Panics;
+    impl Recorder for Panics {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> metrics::Counter {
+            panic!("the recorder panics")
+        }
+        fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> metrics::Gauge {
+            panic!("the recorder panics")
+        }
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> metrics::Histogram {
+            panic!("the recorder panics")
+        }
+    }
+    let call = std::panic::AssertUnwindSafe(|| metrics::with_local_recorder(&Panics, call));
+    assert!(std::panic::catch_unwind(call).is_err());
+}
+
+/// The batch was full although it was committed, and counted twice if its caller applied it again.
+#[test]
+fn batch_is_empty_after_its_commit_even_if_the_recorder_panics() {
+    let conn = database();
+    let mut store = SqliteStore::new(&conn, &SCHEMA);
+    let mut batch = Batch::new();
+    batch.add(SHOW_VOTES, show(1), 1);
+    assert_recorder_panics(|| drop(store.apply(&mut batch)));
+    assert!(batch.is_empty() && conn.is_autocommit());
+    store.apply(&mut batch).unwrap();
+    assert_eq!(store.total(SHOW_VOTES, show(1)).unwrap(), 1);
+}
+
+/// The same in PostgreSQL.
+#[cfg(unix)]
+#[test]
+fn batch_in_postgresql_is_empty_after_its_commit_even_if_the_recorder_panics() {
+    let Some(server) = support::postgres::shared() else { return };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut client = runtime.block_on(async {
+        let mut client = support::postgres::connect(&server.database().await).await;
+        PostgresStore::new(&mut client, &SCHEMA).create().await.unwrap();
+        client
+    });
+    let mut store = PostgresStore::new(&mut client, &SCHEMA);
+    for is_write in [false, true] {
+        let mut batch = Batch::new();
+        batch.add(SHOW_VOTES, show(1), 1);
+        assert_recorder_panics(|| {
+            runtime.block_on(async {
+                if is_write {
+                    drop(store.write(&[], &mut batch).await);
+                } else {
+                    drop(store.apply(&mut batch).await);
+                }
+            });
+        });
+        assert!(batch.is_empty(), "{is_write}");
+    }
+    assert_eq!(runtime.block_on(store.total(SHOW_VOTES, show(1))).unwrap(), 2);
+}
+
 #[test]
 fn every_metric_is_described_by_its_name_and_unit() {
     let ((), metrics, _) = observed(keepcount::observe::describe);
