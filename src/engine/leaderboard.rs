@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::readiness::{self, Reading};
 use super::rows::{integer, of_catalogue, read_parts, read_total};
-use super::{Whose, failed, failed_on, read, retention, transact};
+use super::{Whose, failed, failed_on, read, retention, schema, transact};
 use crate::batch::Batch;
 use crate::counter::range::KeyRange;
 use crate::counter::{CounterId, CounterSpec};
@@ -197,7 +197,10 @@ async fn rebuild_in<E: Executor>(
     let enlisted = executor
         .execute(&[Query::new(sql::leaderboard::enlist_anew(leaderboard, true), Vec::new())])
         .await;
-    enlisted.map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), operation, error)))?;
+    let enlisted = enlisted
+        .map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), operation, error)))?;
+    let named = ("leaderboard", leaderboard.name());
+    schema::check_updated(executor, &enlisted, named, leaderboard.table_name()).await?;
     Ok(changed)
 }
 

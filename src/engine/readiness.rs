@@ -124,6 +124,8 @@ pub(crate) async fn set_ready<E: Executor>(executor: &mut E, counter: &CounterId
     let set = Query::new(sql::set_ready(E::DIALECT), vec![Value::Text(counter.full_name())]);
     let operation = format!("ending the backfill of counter {}", counter.full_name());
     let set = executor.execute(&[set]).await;
-    set.map(drop)
-        .map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), &operation, error)))
+    let set =
+        set.map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), &operation, error)))?;
+    let (name, table) = (counter.full_name(), counter.table_name());
+    schema::check_updated(executor, &set, ("counter", &name), table).await
 }

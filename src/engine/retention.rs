@@ -1,7 +1,7 @@
 //! Retention: drops totals before a cutoff, and filters out of a batch what is below one.
 
 use super::rows::{of_catalogue, text};
-use super::{Whose, failed, failed_on, leaderboard, transact};
+use super::{Whose, failed, failed_on, leaderboard, schema, transact};
 use crate::batch::Batch;
 use crate::counter::{CounterId, CounterSpec};
 use crate::error::{Error, Result};
@@ -130,6 +130,8 @@ async fn prune_family<E: Executor>(
         let set = executor.execute(&[set]).await;
         let set = set
             .map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), &operation, error)))?;
+        let (name, table) = (id.full_name(), id.table_name());
+        schema::check_updated(executor, &set, ("counter", &name), table).await?;
         if set.first() > Some(&0) {
             moved.push(*id);
         }

@@ -153,19 +153,38 @@ async fn check_all<E: Executor>(executor: &mut E, schema: &Schema) -> Result<()>
     Ok(())
 }
 
+fn not_in_catalogue(what: &str, name: &str, table: String) -> Error {
+    let reason = format!(
+        "{what} {name} is not in the catalogue {}; the store's create() adds it",
+        sql::CATALOGUE
+    );
+    Error::SchemaMismatch { table, reason }
+}
+
+/// After an update of the catalogue: refuses one that wrote nothing because there is no row for
+/// this counter or leaderboard.
+pub(crate) async fn check_updated<E: Executor>(
+    executor: &mut E,
+    written: &[u64],
+    (what, name): (&str, &str),
+    table: String,
+) -> Result<()> {
+    if written.first() > Some(&0)
+        || catalogue(executor).await?.iter().any(|known| known.row.name == name)
+    {
+        return Ok(());
+    }
+    Err(not_in_catalogue(what, name, table))
+}
+
 /// Compares the catalogue's entry for a counter or leaderboard with the schema's.
 fn check_row(known: &[Known], what: &str, wanted: &CatalogueRow, table: &str) -> Result<()> {
-    let schema = |reason: String| Err(Error::SchemaMismatch { table: table.to_owned(), reason });
     match known.iter().find(|known| known.row.name == wanted.name) {
-        None => {
-            let (name, catalogue) = (&wanted.name, sql::CATALOGUE);
-            schema(format!(
-                "{what} {name} is not in the catalogue {catalogue}; the store's create() adds it"
-            ))
-        }
-        Some(Known { row, .. }) if row != wanted => {
-            schema(format!("the catalogue says {row}, the schema {wanted}"))
-        }
+        None => Err(not_in_catalogue(what, &wanted.name, table.to_owned())),
+        Some(Known { row, .. }) if row != wanted => Err(Error::SchemaMismatch {
+            table: table.to_owned(),
+            reason: format!("the catalogue says {row}, the schema {wanted}"),
+        }),
         Some(_) => Ok(()),
     }
 }

@@ -844,3 +844,28 @@ fn sweep_beside_writers_loses_no_total() {
     assert_eq!(store.total(ALL_VOTES, ()).unwrap(), 600);
     println!("{gone} totals of 0 were removed beside writers");
 }
+
+/// It used to prune nothing and to record no cutoff, without an error.
+#[test]
+fn prune_of_a_counter_that_the_catalogue_lacks_is_an_error() {
+    const BEFORE: Schema = Schema::new(&[SETLIST_DAYS.table().prunable()]);
+    let conn = Connection::open_in_memory().unwrap();
+    SqliteStore::new(&conn, &BEFORE).create().unwrap();
+    // The database has the counter, and not the rollup that is pruned with it.
+    let error = SqliteStore::new(&conn, &SCHEMA).prune(SETLIST_DAYS, 10).unwrap_err();
+    assert!(
+        matches!(&error, Error::SchemaMismatch { table, reason } if table == "show_days" && reason.contains("not in the catalogue")),
+        "{error:?}"
+    );
+    let store = SqliteStore::new(&conn, &BEFORE);
+    for _ in 0..2 {
+        // A cutoff that is set already is no error.
+        assert_eq!(store.prune(SETLIST_DAYS, 10).unwrap(), 0);
+    }
+    conn.execute_batch("DELETE FROM keepcount_counters").unwrap();
+    let error = store.prune(SETLIST_DAYS, 10).unwrap_err();
+    assert!(
+        matches!(&error, Error::SchemaMismatch { table, .. } if table == "setlist_days"),
+        "{error:?}"
+    );
+}

@@ -734,6 +734,20 @@ fn ready_step_that_meets_a_lock_is_busy_and_succeeds_when_repeated() {
     ));
 }
 
+/// The backfill ended as if the counter were ready, and nobody could read it.
+#[test]
+fn end_of_a_backfill_of_a_counter_that_the_catalogue_lacks_is_an_error() {
+    let conn = rows();
+    store(&conn, &SUMS).create_pending_backfill().unwrap();
+    let mut sources = audit(&conn, &SUMS);
+    conn.execute_batch("DELETE FROM keepcount_counters WHERE name = 'setlist.show'").unwrap();
+    let error = sources.ready(&Ready { counter: MEMBERSHIP.id(), run: 1, kept: None }).unwrap_err();
+    assert!(
+        matches!(&error, Error::SchemaMismatch { table, reason } if table == "setlist_show" && reason.contains("not in the catalogue")),
+        "{error:?}"
+    );
+}
+
 // In memory.
 
 fn of<K: Key>(counter: Counter<K>, rows: &[Row]) -> Vec<Row> {

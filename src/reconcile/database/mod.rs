@@ -508,14 +508,19 @@ async fn refuse_read_only<E: Executor>(executor: &mut E) -> Result<()> {
     let Some(query) = settings::read_only(E::DIALECT) else { return Ok(()) };
     let mut reason = None;
     let read = executor.fetch(std::slice::from_ref(&query), |_, row| {
-        reason = match row.column(0) {
-            Column::Text(reason) if !reason.is_empty() => Some(reason.into_owned()),
-            _ => None,
-        };
+        if let Column::Text(text) = row.column(0) {
+            reason = Some(text.into_owned());
+        }
         Ok(())
     });
     let operation = "asking whether the server accepts writes";
     read.await
         .map_err(|stopped| stopped.or(|_, error| failed(Whose::Connection, operation, error)))?;
-    reason.map_or(Ok(()), |reason| Err(Error::invalid_use(handle::<E>(), reason)))
+    match reason.as_deref() {
+        Some("") => Ok(()),
+        Some(reason) => Err(Error::invalid_use(handle::<E>(), reason)),
+        None => {
+            Err(Error::Database { operation: operation.to_owned(), cause: "it did not say".into() })
+        }
+    }
 }

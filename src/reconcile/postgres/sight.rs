@@ -174,9 +174,8 @@ async fn plan_of(
     }
     let query = Query::new(format!("{explain} {}", source.page_text(is_behind)), values);
     let plan = rows(client, &query).await;
-    let plan =
-        plan.map_err(|error| source_failed("planning the source", &source.counter, error))?;
-    Ok(plan.iter().map(|row| row.try_get(0).unwrap_or_default()).collect())
+    plan.and_then(|plan| plan.iter().map(|row| row.try_get(0)).collect())
+        .map_err(|error| source_failed("planning the source", &source.counter, error))
 }
 
 /// Whether a line of a plan says that rows are sorted, or come in no order.

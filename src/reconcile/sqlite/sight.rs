@@ -64,7 +64,7 @@ fn sorts(conn: &Connection, counter: &CounterId, text: &str) -> Result<bool> {
         let mut plan = conn.prepare(&format!("EXPLAIN QUERY PLAN {text}"))?;
         let mut rows = plan.raw_query();
         while let Some(row) = rows.next()? {
-            if row.get_ref(3)?.as_str().unwrap_or_default().contains("TEMP B-TREE") {
+            if String::from_utf8_lossy(row.get_ref(3)?.as_bytes()?).contains("TEMP B-TREE") {
                 return Ok(true);
             }
         }
@@ -84,7 +84,7 @@ fn files<'t>(
         let mut program = conn.prepare(&format!("EXPLAIN {text}"))?;
         let mut steps = program.raw_query();
         while let Some(step) = steps.next()? {
-            if step.get_ref("opcode")?.as_str().is_ok_and(|opcode| opcode == "Transaction") {
+            if step.get_ref("opcode")?.as_bytes()? == b"Transaction" {
                 read.insert(step.get("p1")?);
             }
         }
@@ -127,11 +127,11 @@ fn locks(conn: &Connection, file: i64) -> rusqlite::Result<bool> {
     let mut program = conn.prepare("EXPLAIN BEGIN IMMEDIATE")?;
     let mut steps = program.raw_query();
     while let Some(step) = steps.next()? {
-        if step.get_ref("opcode")?.as_str().is_ok_and(|opcode| opcode == "Transaction")
+        if step.get_ref("opcode")?.as_bytes()? == b"Transaction"
             && step.get::<_, i64>("p1")? == file
         {
             return Ok(step.get::<_, i64>("p2")? != 0);
         }
     }
-    Ok(true)
+    Ok(false)
 }
