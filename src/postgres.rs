@@ -285,7 +285,8 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     ///
     /// The database's errors; [`Error::Key`] if a key does not decode to the leaderboard's key
     /// type; [`Error::NotReady`] if the leaderboard is new and not yet [rebuilt](Self::rebuild), or
-    /// a counter that it is made of is not ready.
+    /// a counter that it is made of is not ready; [`Error::InvalidUse`] if the schema does not list
+    /// this leaderboard.
     pub async fn top<K: Key, S: Score>(
         &mut self,
         leaderboard: Leaderboard<K, S>,
@@ -357,7 +358,9 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     ///
     /// # Errors
     ///
-    /// The database's errors.
+    /// [`Error::InvalidUse`] if the schema does not list this leaderboard,
+    /// [`Error::SchemaMismatch`] if the database does not have it, and
+    /// those of the database.
     pub async fn rebuild<K: Key, S: Score>(
         &mut self,
         leaderboard: Leaderboard<K, S>,

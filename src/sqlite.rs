@@ -347,7 +347,8 @@ impl<'c> SqliteStore<'c> {
     ///
     /// The database's errors; [`Key`](crate::Error::Key) if a key does not decode to the
     /// leaderboard's key type; [`NotReady`](crate::Error::NotReady) if the leaderboard is new and
-    /// not yet [rebuilt](Self::rebuild), or a counter that it is made of is not ready.
+    /// not yet [rebuilt](Self::rebuild), or a counter that it is made of is not ready;
+    /// [`InvalidUse`](crate::Error::InvalidUse) if the schema does not list this leaderboard.
     ///
     /// # Examples
     ///
@@ -441,7 +442,9 @@ impl<'c> SqliteStore<'c> {
     ///
     /// # Errors
     ///
-    /// The database's errors.
+    /// [`InvalidUse`](crate::Error::InvalidUse) if the schema does not list this leaderboard,
+    /// [`SchemaMismatch`](crate::Error::SchemaMismatch) if the database does not have it, and
+    /// those of the database.
     pub fn rebuild<K: Key, S: Score>(&self, leaderboard: Leaderboard<K, S>) -> Result<u64> {
         now(engine::leaderboard::rebuild(&mut self.executor(), self.schema, &leaderboard.id()))
     }

@@ -15,6 +15,7 @@ use crate::executor::{Column, DriverError, Executor, Row};
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::leaderboard::{Cell, Leaderboard, LeaderboardId, Ranked, Score, Standing};
 use crate::schema::Schema;
+use crate::sql::catalogue::CatalogueRow;
 use crate::sql::{self, Dialect, Query, Value};
 
 /// How many keys are scored at once.
@@ -34,6 +35,29 @@ pub(crate) fn moved(schema: &Schema, batch: &Batch) -> Result<Moved> {
     }
     moved.sort_unstable_by_key(|(leaderboard, _): &(&LeaderboardId, _)| leaderboard.name());
     Ok(moved)
+}
+
+/// Refuses a leaderboard that the schema does not list as the call declares it: this store's writes
+/// would not keep its lines.
+fn check_listed(schema: &Schema, leaderboard: &LeaderboardId) -> Result<()> {
+    let known = schema.leaderboard_ids().iter().find(|known| known.name() == leaderboard.name());
+    let reason = match known {
+        Some(known)
+            if known.counter_id() == leaderboard.counter_id()
+                && known.counters() == leaderboard.counters() =>
+        {
+            return Ok(());
+        }
+        Some(known) => {
+            let [given, known] = [leaderboard, known].map(CatalogueRow::of_leaderboard);
+            format!("the call's is {given}, the schema's {known}")
+        }
+        None => format!(
+            "{} is not in this store's schema, so the store does not keep its lines; list it with Schema::leaderboards",
+            leaderboard.name()
+        ),
+    };
+    Err(Error::invalid_use("leaderboard", reason))
 }
 
 /// The first lines of a leaderboard: one range of its index.
@@ -80,6 +104,7 @@ pub(crate) async fn rank<E: Executor, K: Key, S: Score>(
     key: &KeyBuf,
 ) -> Result<Standing<K, S>> {
     let id = leaderboard.id();
+    check_listed(schema, &id)?;
     let (own, params) = own_keys(E::DIALECT, &id, 1);
     let (keys, table) = (own.replace("t.", "s."), id.table_name());
     let text = format!(
@@ -123,6 +148,7 @@ pub(crate) async fn listed<E: Executor>(
     schema: &Schema,
     leaderboard: &LeaderboardId,
 ) -> Result<u64> {
+    check_listed(schema, leaderboard)?;
     let table = leaderboard.table_name();
     let query = Query::new(format!(r#"SELECT count(*) FROM "{table}""#), Vec::new());
     let mut count = 0;
@@ -161,6 +187,7 @@ async fn ranked<E: Executor, K: Key, S: Score>(
     limit: usize,
 ) -> Result<Vec<Ranked<K, S>>> {
     let id = leaderboard.id();
+    check_listed(schema, &id)?;
     let mut ranked: Vec<(KeyBuf, Cell)> = Vec::new();
     readiness::fetch(executor, Reading::Leaderboard(schema, &id), queries, |_, row| {
         if ranked.len() < limit {
@@ -181,6 +208,7 @@ pub(crate) async fn rebuild<E: Executor>(
     schema: &Schema,
     leaderboard: &LeaderboardId,
 ) -> Result<u64> {
+    check_listed(schema, leaderboard)?;
     let operation = format!("rebuilding leaderboard {}", leaderboard.name());
     transact!(executor, &operation, rebuild_in(executor, schema, leaderboard, &operation))
 }

@@ -1586,6 +1586,56 @@ fn invalid_leaderboards_and_schemas_are_refused() {
     assert_eq!(Schema::new(SPEC).leaderboards(JUST_SONGS).leaderboard_ids().len(), 1);
 }
 
+/// A store whose schema did not list a leaderboard does not keep its lines. It made the leaderboard
+/// ready all the same, and read lines that its own writes had left behind.
+#[test]
+fn leaderboard_that_the_schema_does_not_list_is_neither_read_nor_rebuilt() {
+    const JUST_UP: Leaderboard<Id> = Leaderboard::new("song.board", [UP]).by(unlisted);
+    let conn = database(&BARE);
+    SqliteStore::new(&conn, &SCHEMA).create().unwrap();
+    let before = dump(&conn, "keepcount_counters");
+    for (schema, leaderboard, says) in [
+        (&BARE, SONGS, "song.board"),
+        (&SCHEMA, SONGS.version(2), "song.board v2"),
+        (&SCHEMA, JUST_UP, "leaderboard of song.up"),
+    ] {
+        let store = SqliteStore::new(&conn, schema);
+        let errors = [
+            store.rebuild(leaderboard).unwrap_err(),
+            store.top(leaderboard, 1).unwrap_err(),
+            store.rank(leaderboard, (1, "a")).unwrap_err(),
+            store.listed(leaderboard).unwrap_err(),
+        ];
+        for error in errors {
+            assert!(
+                matches!(&error, Error::InvalidUse { what: "leaderboard", reason } if reason.contains(says)),
+                "{error:?}"
+            );
+        }
+        assert_eq!(dump(&conn, "keepcount_counters"), before);
+    }
+    let store = SqliteStore::new(&conn, &SCHEMA);
+    assert!(matches!(store.top(SONGS, 1), Err(Error::NotReady { .. })));
+    store.rebuild(SONGS).unwrap();
+    let mut batch = Batch::new();
+    batch.add(LISTED, (1, "a"), 1);
+    SqliteStore::new(&conn, &SCHEMA).apply(&mut batch).unwrap();
+    let top = store.top(SONGS, 1).unwrap();
+    let after = SqliteStore::new(&conn, &BARE).top_after(SONGS, &top[0], 1).unwrap_err();
+    assert!(matches!(after, Error::InvalidUse { what: "leaderboard", .. }), "{after:?}");
+}
+
+#[test]
+fn rebuild_of_a_leaderboard_that_the_catalogue_lacks_is_an_error() {
+    let conn = database(&SCHEMA);
+    sql(&conn, "DELETE FROM keepcount_counters WHERE name = 'song.board'");
+    let error = SqliteStore::new(&conn, &SCHEMA).rebuild(SONGS).unwrap_err();
+    assert!(
+        matches!(&error, Error::SchemaMismatch { table, reason } if table == "song_board" && reason.contains("not in the catalogue")),
+        "{error:?}"
+    );
+}
+
 #[test]
 fn leaderboard_missing_from_the_database_is_an_error_that_names_it() {
     let conn = database(&BARE);
