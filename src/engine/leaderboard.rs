@@ -219,8 +219,9 @@ async fn rebuild_in<E: Executor>(
     leaderboard: &LeaderboardId,
     operation: &str,
 ) -> Result<u64> {
+    // Before the tables, as a prune does.
+    retention::lock_catalogue(executor, "ROW EXCLUSIVE").await?;
     lock(executor, schema, &[*leaderboard]).await?;
-    retention::refuse_snapshot(executor).await?;
     let changed = rescore_all(executor, schema, leaderboard).await?;
     let enlisted = executor
         .execute(&[Query::new(sql::leaderboard::enlist_anew(leaderboard, true), Vec::new())])

@@ -117,7 +117,7 @@ async fn prune_family<E: Executor>(
     family: &[CounterId],
     cutoff: &KeyBuf,
 ) -> Result<u64> {
-    lock_catalogue(executor).await?;
+    lock_catalogue(executor, "EXCLUSIVE").await?;
     let mut moved = Vec::new();
     for id in family {
         // Checks that the cutoff is a valid last part of this counter's key.
@@ -157,15 +157,16 @@ async fn prune_family<E: Executor>(
     Ok(gone)
 }
 
-/// Locks PostgreSQL's catalogue table until the transaction ends. It waits for transactions that
-/// lock cutoffs, and keeps others from locking them. A row lock could starve behind new `FOR SHARE`
-/// holders; table locks queue. What an older snapshot read may be outdated by now, so the
+/// Locks PostgreSQL's catalogue table until the transaction ends. In mode `EXCLUSIVE` it waits for
+/// transactions that lock cutoffs, and keeps others from locking them. A row lock could starve
+/// behind new `FOR SHARE` holders; table locks queue. In mode `ROW EXCLUSIVE` it waits for those in
+/// mode `EXCLUSIVE`, and they for it. What an older snapshot read may be outdated by now, so the
 /// transaction must see what is committed.
-pub(crate) async fn lock_catalogue<E: Executor>(executor: &mut E) -> Result<()> {
+pub(crate) async fn lock_catalogue<E: Executor>(executor: &mut E, mode: &str) -> Result<()> {
     if E::DIALECT != Dialect::Postgres {
         return Ok(());
     }
-    let lock = format!(r#"LOCK TABLE "{}" IN EXCLUSIVE MODE"#, sql::CATALOGUE);
+    let lock = format!(r#"LOCK TABLE "{}" IN {mode} MODE"#, sql::CATALOGUE);
     let locked = executor.run(&lock).await;
     locked
         .map_err(|error| failed(of_catalogue(), &format!("locking {}", sql::CATALOGUE), error))?;
@@ -174,7 +175,7 @@ pub(crate) async fn lock_catalogue<E: Executor>(executor: &mut E) -> Result<()> 
 
 /// Refuses a PostgreSQL transaction that sees what was committed when it began instead of what is
 /// committed now.
-pub(crate) async fn refuse_snapshot<E: Executor>(executor: &mut E) -> Result<()> {
+async fn refuse_snapshot<E: Executor>(executor: &mut E) -> Result<()> {
     if E::DIALECT != Dialect::Postgres {
         return Ok(());
     }

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::postgres::{connect, shared};
+use crate::support::postgres::{connect, shared, wait_until};
 use crate::support::postgres_app::{
     self, Change, SCHEMA, SETLIST_DAYS, assert_exact, changes, create, differences, hunt_duration,
     write,
@@ -14,8 +14,8 @@ use crate::support::random::Random;
 use keepcount::backend::RollupUpdate;
 use keepcount::sql::{Dialect, Query};
 use keepcount::{
-    AsyncStore, Batch, Counter, Error, PostgresStore, PreparedStatements, Recovery, Schema,
-    StreamRange, Sweep,
+    AsyncStore, Batch, Counter, Decayed, Error, Leaderboard, PostgresStore, PreparedStatements,
+    Recovery, Schema, StreamRange, Sweep,
 };
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, IsolationLevel, Transaction};
@@ -482,6 +482,45 @@ async fn a_prune_waits_for_writers_and_writers_for_a_prune() {
 
 /// A membership that moves takes a base total along, and writes a rollup's total at the same
 /// suffix. If a cutoff came in between, that total used to be an orphan below it.
+const PLAYS: Counter<(i64, i64)> = Counter::new("song.plays");
+const TREND: Leaderboard<i64, Decayed> = Leaderboard::decayed("song.trend", PLAYS);
+const TRENDS: Schema = Schema::new(&[PLAYS.table().prunable()]).leaderboards(&[TREND.id()]);
+
+/// A prune locked the catalogue and then the tables of a leaderboard, a rebuild the other way
+/// round.
+#[tokio::test]
+async fn prune_waits_for_a_rebuild_of_its_leaderboard() {
+    let Some(server) = shared() else { return };
+    let config = server.database().await;
+    let (mut client, mut other, watch) =
+        (connect(&config).await, connect(&config).await, connect(&config).await);
+    let mut store = PostgresStore::new(&mut client, &TRENDS);
+    store.create().await.unwrap();
+    let mut batch = Batch::new();
+    batch.add(PLAYS, (1, 5), 1);
+    batch.add(PLAYS, (1, 15), 1);
+    store.apply(&mut batch).await.unwrap();
+    let waiting = |sessions: u8| {
+        format!(
+            "SELECT count(*) = {sessions} FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+    };
+    let mut holder = connect(&config).await;
+    let tx = holder.transaction().await.unwrap();
+    tx.batch_execute("LOCK TABLE song_trend IN ROW EXCLUSIVE MODE").await.unwrap();
+    let pruned = async {
+        wait_until(&watch, &waiting(1)).await;
+        PostgresStore::new(&mut other, &TRENDS).prune(PLAYS, 10).await
+    };
+    let released = async {
+        wait_until(&watch, &waiting(2)).await;
+        tx.commit().await.unwrap();
+    };
+    let (rebuilt, pruned, ()) = tokio::join!(store.rebuild(TREND), pruned, released);
+    assert_eq!((rebuilt.unwrap(), pruned.unwrap()), (0, 1));
+    assert_eq!(store.listed(TREND).await.unwrap(), 1);
+}
+
 #[tokio::test]
 async fn prune_and_move_of_a_membership_wait_for_each_other() {
     for prune_first in [false, true] {

@@ -63,7 +63,7 @@ async fn keep_in<E: Executor>(
 
 /// Records that a backfill has reached its last key, in the current transaction.
 pub(super) async fn ready_in<E: Executor>(executor: &mut E, ask: &Ready) -> Result<Kept> {
-    retention::lock_catalogue(executor).await?;
+    retention::lock_catalogue(executor, "EXCLUSIVE").await?;
     if ask.kept.is_some() && kept_of(executor, ask.run).await? != ask.kept {
         return Ok(Kept::Lost);
     }
