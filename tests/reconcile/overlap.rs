@@ -1,10 +1,10 @@
 //! Two runs over the same counters: the second one reports the overlap, and neither is refused.
 
 use crate::support::world::{World, through_text};
-use keepcount::reconcile::step::{Answer, Step};
+use keepcount::reconcile::step::{Answer, Request, Step};
 use keepcount::reconcile::{
-    Columns, MemoryAudit, Mode, Options, Overlap, Reconciler, Report, Run, Runtime, SqliteAudit,
-    SqliteRows, SystemRuntime, repair, run, verify,
+    Audit, Columns, MemoryAudit, Mode, Options, Overlap, Reconciler, Report, Run, Runtime,
+    SqliteAudit, SqliteRows, SystemRuntime, repair, run, verify,
 };
 use keepcount::{Counter, MemoryStore, Record, Result, Schema, SqliteStore, Tally};
 use rusqlite::Connection;
@@ -158,5 +158,63 @@ fn token_used_by_another_leg_reports_an_overlap_unless_that_leg_was_killed() {
         let again = run_leg(used, &conn).unwrap();
         assert_eq!(again.overlap, Some(Overlap::TakenOver), "{again}");
         assert!(again.counters.iter().all(|counter| !counter.clean), "{again}");
+    }
+}
+
+/// Runs in legs, and stores the progress of each leg this many times. Returns each leg's report.
+fn legs(mode: Mode, times: usize) -> Vec<Report> {
+    let conn = database();
+    match mode {
+        Mode::Backfill => {
+            conn.execute_batch("UPDATE keepcount_counters SET ready = 0").unwrap();
+        }
+        Mode::Verify => drop(repair(&SCHEMA).run(&mut audit(&conn)).unwrap()),
+        Mode::Repair => {}
+    }
+    let options = Options::default().page(4).max_pages(2);
+    let (mut audit, mut reports) = (audit(&conn), Vec::<Report>::new());
+    loop {
+        let mut leg = match reports.last().map(|report| report.token.as_ref()) {
+            None => Reconciler::new(mode, &SCHEMA, options).unwrap(),
+            Some(Some(token)) => {
+                Reconciler::resume(mode, &SCHEMA, &through_text(token), options).unwrap()
+            }
+            Some(None) => return reports,
+        };
+        loop {
+            let answer = match leg.next(Duration::ZERO) {
+                Step::Ask(request) => {
+                    if matches!(&request, Request::Keep(keep) if keep.to.is_some()) {
+                        for _ in 1..times {
+                            audit.answer(&request);
+                        }
+                    }
+                    audit.answer(&request)
+                }
+                Step::Throttle => Answer::Throttled(None),
+                Step::Wait(..) => continue,
+                Step::End => break,
+            };
+            leg.handle(answer, Duration::ZERO).unwrap();
+        }
+        reports.push(leg.report());
+    }
+}
+
+/// A driver that was stopped after an answer had taken effect asks the same again. What the run
+/// itself had stored looked like the work of another process.
+#[test]
+fn progress_that_is_stored_twice_reports_no_overlap() {
+    let clean = |reports: &[Report]| -> Vec<Vec<bool>> {
+        let each = reports.iter();
+        each.map(|leg| leg.counters.iter().map(|counter| counter.clean).collect()).collect()
+    };
+    for mode in [Mode::Verify, Mode::Repair, Mode::Backfill] {
+        let [once, twice] = [1, 2].map(|times| legs(mode, times));
+        assert!(twice.len() > 2 && twice.iter().all(|leg| leg.overlap.is_none()), "{twice:?}");
+        assert_eq!(clean(&twice), clean(&once), "{mode}");
+        if mode == Mode::Verify {
+            assert!(clean(&twice).concat().contains(&true), "{twice:?}");
+        }
     }
 }

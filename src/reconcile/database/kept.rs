@@ -52,7 +52,10 @@ async fn keep_in<E: Executor>(
         .await
         .map_err(|stopped| stopped.or(|_, error| failed(error)))?;
     if kept.first() == Some(&0) {
-        return Ok(Kept::Lost);
+        // It may have been stored by an earlier answer to the same request. That an absent row was
+        // removed by one cannot be known: totals from before the run have none either.
+        let is_stored = ask.to.is_some() && kept_of(executor, ask.run).await? == ask.to;
+        return Ok(if is_stored { Kept::Here } else { Kept::Lost });
     }
     if ask.from.is_none() {
         let forgotten = executor.execute(&[runs::forget(E::DIALECT)]).await;

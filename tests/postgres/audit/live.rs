@@ -3,7 +3,7 @@
 use super::items::*;
 use crate::support::postgres::shared;
 use keepcount::reconcile::audit::{
-    PageDiff, PageRequest, Probe, ProbeResult, RepairRequest, Repaired,
+    Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, RepairRequest, Repaired,
 };
 use keepcount::reconcile::{
     AsyncAudit, Columns, Mode, Options, PostgresAudit, PostgresRows, Reconciler, Token,
@@ -287,4 +287,37 @@ async fn statement_timeout_makes_the_repair_busy() {
     assert!(matches!(error, Error::Busy { .. }), "{error:?}");
     drop(hasty);
     assert_eq!(drift::<Integer>(&client).await, (1, 0, 0));
+}
+
+/// A future that is dropped may have stored what it was asked to; asked again, it answered as if
+/// another process had taken over the run.
+#[tokio::test]
+async fn progress_that_is_stored_twice_is_still_the_runs_own() {
+    let Some(server) = shared() else { return };
+    let mut client = database(server).await;
+    fill::<Integer>(&mut client).await;
+    let mut audit = audit::<Integer>(&mut client).await;
+    let mut tokens = Vec::new();
+    for pages in [1, 2] {
+        let options = Options::default().page(4).max_pages(pages);
+        let leg = run_whole(Mode::Verify, &Integer::SCHEMA, options, &mut audit).await.unwrap();
+        tokens.push(leg.token.unwrap());
+    }
+    let keep = |from: Option<usize>, to: Option<usize>| Keep {
+        run: 7,
+        from: from.map(|at| tokens[at].clone()),
+        to: to.map(|at| tokens[at].clone()),
+    };
+    for ask in [keep(None, Some(0)), keep(Some(0), Some(1))] {
+        for _ in 0..2 {
+            assert_eq!(audit.keep(&ask).await.unwrap(), Kept::Here);
+        }
+    }
+    for another in [keep(None, Some(0)), keep(Some(0), None)] {
+        assert_eq!(audit.keep(&another).await.unwrap(), Kept::Lost);
+    }
+    let last = keep(Some(1), None);
+    assert_eq!(audit.keep(&last).await.unwrap(), Kept::Here);
+    // These may also be totals from before anything was kept.
+    assert_eq!(audit.keep(&last).await.unwrap(), Kept::Lost);
 }
