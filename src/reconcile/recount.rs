@@ -1,5 +1,6 @@
 //! Recounts by `tally`: what one row adds to a counter, and the sums by key of rows in key order.
 
+use std::cmp::Ordering;
 use std::ops::Bound;
 
 use crate::batch::Batch;
@@ -71,7 +72,30 @@ pub(super) fn sum_by_key(
             break;
         }
     }
-    Ok(sums.sums)
+    sums.finish()
+}
+
+/// The sum of a key's rows so far. In 128 bits, because the rows may come in an order in which it
+/// leaves 64 bits and returns.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct KeySum {
+    total: i128,
+    rows: u64,
+}
+
+impl KeySum {
+    pub(super) fn add(&mut self, amount: i64) {
+        self.total = self.total.saturating_add(amount.into());
+        self.rows += 1;
+    }
+
+    /// The whole sum, once every row of the key was added.
+    pub(super) fn of(self, counter: &CounterId, key: KeyBuf) -> Result<Recount> {
+        match i64::try_from(self.total) {
+            Ok(total) => Ok(Recount { key, total, rows: self.rows }),
+            Err(_) => Err(Error::overflow(counter, &key, "recount")),
+        }
+    }
 }
 
 /// Sums rows that come in key order; see [`sum_by_key`].
@@ -79,42 +103,58 @@ pub(super) struct SumsByKey<'k> {
     counter: &'k CounterId,
     from: Bound<&'k KeyBuf>,
     limit: usize,
+    /// The last row's key.
     before: Option<KeyBuf>,
-    pub(super) sums: Vec<Recount>,
+    /// The sum of its rows, unless the key is before `from`.
+    sum: Option<KeySum>,
+    sums: Vec<Recount>,
 }
 
 impl<'k> SumsByKey<'k> {
     pub(super) const fn new(counter: &'k CounterId, from: Bound<&'k KeyBuf>, limit: usize) -> Self {
-        Self { counter, from, limit, before: None, sums: Vec::new() }
+        Self { counter, from, limit, before: None, sum: None, sums: Vec::new() }
     }
 
     /// Adds one row's share; returns whether there is room for the next row.
     pub(super) fn add(&mut self, share: Option<(KeyBuf, i64)>) -> Result<bool> {
         let Some((key, amount)) = share else { return Ok(true) };
-        let counter = self.counter;
-        if self.before.as_ref().is_some_and(|before| key < *before) {
-            return Err(Error::source(counter, Some(&key), "the rows are not in key order"));
-        }
-        let early = match self.from {
-            Bound::Unbounded => false,
-            Bound::Included(from) => key < *from,
-            Bound::Excluded(from) => key <= *from,
-        };
-        let full = self.sums.len() == self.limit;
-        match self.sums.last_mut() {
-            _ if early => {}
-            Some(sum) if sum.key == key => {
-                sum.total = sum
-                    .total
-                    .checked_add(amount)
-                    .ok_or_else(|| Error::overflow(counter, &key, "recount"))?;
-                sum.rows += 1;
+        match self.before.as_ref().map(|before| key.cmp(before)) {
+            Some(Ordering::Less) => {
+                let reason = "the rows are not in key order";
+                return Err(Error::source(self.counter, Some(&key), reason));
             }
-            _ if full => return Ok(false),
-            _ => self.sums.push(Recount { key: key.clone(), total: amount, rows: 1 }),
+            Some(Ordering::Equal) => {}
+            Some(Ordering::Greater) | None => {
+                self.end_key()?;
+                let is_early = match self.from {
+                    Bound::Unbounded => false,
+                    Bound::Included(from) => key < *from,
+                    Bound::Excluded(from) => key <= *from,
+                };
+                if !is_early && self.sums.len() == self.limit {
+                    return Ok(false);
+                }
+                self.sum = (!is_early).then(KeySum::default);
+                self.before = Some(key);
+            }
         }
-        self.before = Some(key);
+        if let Some(sum) = &mut self.sum {
+            sum.add(amount);
+        }
         Ok(true)
+    }
+
+    fn end_key(&mut self) -> Result<()> {
+        if let (Some(sum), Some(key)) = (self.sum.take(), self.before.take()) {
+            self.sums.push(sum.of(self.counter, key)?);
+        }
+        Ok(())
+    }
+
+    /// The sums of all keys whose rows were added.
+    pub(super) fn finish(mut self) -> Result<Vec<Recount>> {
+        self.end_key()?;
+        Ok(self.sums)
     }
 }
 

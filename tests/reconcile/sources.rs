@@ -576,15 +576,16 @@ fn amount_that_is_not_an_integer_is_refused_with_its_key() {
 #[test]
 fn a_recount_beyond_64_bits_names_its_key() {
     let big = i64::MAX;
-    for (rows, key) in [
-        (format!("(1, 1, 1), (2, {big}, 1), (2, 1, 1), (3, 1, 1)"), "2"),
-        (format!("(1, 1, 1), (2, 1, 1), (5, -{big}, 1), (5, -{big}, 1)"), "5"),
-        // The final sum fits and an intermediate one does not. SQLite's sum refuses it, and so does
-        // the tally.
-        (format!("(7, {big}, 1), (7, 1, 1), (7, -1, 1)"), "7"),
+    for (rows, key, by_tally_too) in [
+        (format!("(1, 1, 1), (2, {big}, 1), (2, 1, 1), (3, 1, 1)"), "2", true),
+        (format!("(1, 1, 1), (2, 1, 1), (5, -{big}, 1), (5, -{big}, 1)"), "5", true),
+        // The final sum fits and an intermediate one does not. SQLite's sum refuses it.
+        (format!("(7, {big}, 1), (7, 1, 1), (7, -1, 1)"), "7", false),
     ] {
         let conn = sales_database(&rows);
-        for columns in [by_shop(), by_shop().by_tally()] {
+        for columns in
+            [by_shop(), by_shop().by_tally()].into_iter().take(1 + usize::from(by_tally_too))
+        {
             for page in [1, 2, 1_000] {
                 let error =
                     run_over(&conn, &SUMS, sales(columns.clone()), Mode::Verify, page).unwrap_err();
@@ -606,6 +607,28 @@ fn a_recount_beyond_64_bits_names_its_key() {
             .unwrap_err();
         assert!(matches!(&error, Error::Overflow { key: named, .. } if named == key), "{error}");
         assert!(conn.is_autocommit());
+    }
+}
+
+/// The order of a key's rows decided whether its counter could be recounted by the tally.
+#[test]
+fn sum_by_tally_may_leave_64_bits_before_its_last_row() {
+    let amounts = [(7, i64::MAX), (7, 1), (7, -5), (8, i64::MIN), (8, -1), (8, 5)];
+    let rows = amounts.map(|(shop, amount)| format!("({shop}, {amount}, 1)")).join(", ");
+    let wanted = [(7, i64::MAX - 4), (8, i64::MIN + 4)];
+    for page in [1, 2, 1_000] {
+        let conn = sales_database(&rows);
+        let rows = || sales(by_shop().by_tally());
+        let verified = expected_all(&conn, &SUMS, SUM, rows(), page);
+        assert_eq!(verified, wanted.map(|(shop, sum)| (shop.to_string(), sum)));
+        run_over(&conn, &SUMS, rows(), Mode::Repair, page).unwrap();
+        assert_eq!(SqliteStore::new(&conn, &SUMS).totals(SUM).unwrap(), wanted);
+        let mut store = MemoryStore::new(&SUMS);
+        let mut audit = MemoryAudit::new(&mut store);
+        audit.add(SUM, |_| amounts.map(|(shop, amount)| sale(shop, amount))).unwrap();
+        run_whole(Mode::Repair, &SUMS, Options::default().page(page), &mut audit).unwrap();
+        drop(audit);
+        assert_eq!(store.totals(SUM).unwrap(), wanted);
     }
 }
 

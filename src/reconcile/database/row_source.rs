@@ -19,7 +19,7 @@ use crate::executor::{
 use crate::key::KeyBuf;
 use crate::reconcile::audit::{PageRequest, Recount};
 use crate::reconcile::recount::{
-    SAMPLE, SumsByKey, mismatch, of_row, same_key, sample_of_key, share_of,
+    KeySum, SAMPLE, SumsByKey, mismatch, of_row, same_key, sample_of_key, share_of,
 };
 use crate::sql::catalogue;
 use crate::sql::{self, Dialect, Query, Value};
@@ -177,7 +177,7 @@ impl<'a, D: Driver> RowSource<'a, D> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut sums = SumsByKey::new(&self.counter, from, limit);
         self.shares(executor, query, |share| sums.add(share)).await?;
-        Ok(sums.sums)
+        sums.finish()
     }
 
     /// Calls `each` with what every row adds by its tally, until it says no.
@@ -217,20 +217,20 @@ impl<'a, D: Driver> RowSource<'a, D> {
         keys: &[KeyBuf],
     ) -> Result<BTreeMap<KeyBuf, i64>> {
         let counter = &self.counter;
-        let mut sums: BTreeMap<KeyBuf, i64> = BTreeMap::new();
         if self.by_tally {
+            let mut sums: BTreeMap<KeyBuf, KeySum> = BTreeMap::new();
             let query = self.of_keys(&self.statements.rows_of_keys, keys)?;
             self.shares(executor, &query, |share| {
                 if let Some((key, amount)) = share {
-                    let overflow = Error::overflow(counter, &key, "recount");
-                    let sum = sums.entry(key).or_default();
-                    *sum = sum.checked_add(amount).ok_or(overflow)?;
+                    sums.entry(key).or_default().add(amount);
                 }
                 Ok(true)
             })
             .await?;
-            return Ok(sums);
+            let sums = sums.into_iter().map(|(key, sum)| sum.of(counter, key));
+            return sums.map(|sum| sum.map(|sum| (sum.key, sum.total))).collect();
         }
+        let mut sums: BTreeMap<KeyBuf, i64> = BTreeMap::new();
         let query = [self.of_keys(&self.statements.sums_of_keys, keys)?];
         let read = executor.fetch(&query, |_, row| {
             sums.extend(self.sum(row)?.map(|sum| (sum.key, sum.total)));
