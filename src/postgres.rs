@@ -369,6 +369,21 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     }
 }
 
+/// Why a transaction is rolled back.
+enum Failed<E> {
+    Work(E),
+    Ours(Error),
+}
+
+impl<E: From<Error>> Failed<E> {
+    fn into_error(self) -> E {
+        match self {
+            Self::Work(error) => error,
+            Self::Ours(error) => error.into(),
+        }
+    }
+}
+
 impl PostgresStore<'_, Client> {
     /// Runs `work` in a transaction, applies the batch that it fills, and commits.
     ///
@@ -378,13 +393,16 @@ impl PostgresStore<'_, Client> {
     /// (`SELECT .. FOR UPDATE`).
     ///
     /// If `work` fails or panics, or the batch or the commit fails, nothing is committed. If you
-    /// drop the future, nothing is committed, unless the commit was sent.
+    /// drop the future, nothing is committed, unless the commit was sent. `work` must not end the
+    /// transaction itself: nothing notices it, and the batch is then applied in parts that are
+    /// committed one by one.
     ///
     /// # Errors
     ///
     /// Those of `work`. As [`apply`](AsyncStore::apply), with [`Error::Indeterminate`] if it is not
     /// known whether the commit happened. [`Error::InvalidUse`] for a store that is
-    /// [`in_transaction`](PostgresStore::in_transaction).
+    /// [`in_transaction`](PostgresStore::in_transaction). [`Error::TransactionOpen`] if the
+    /// transaction could not be rolled back.
     ///
     /// # Examples
     ///
@@ -418,35 +436,33 @@ impl PostgresStore<'_, Client> {
                 let conn = Conn::Within(&tx);
                 let mut store =
                     PostgresStore { conn, schema: self.schema, prepared: self.prepared };
-                store.apply_last(&mut batch).await.map(|()| value).map_err(E::from)
+                store.apply_last(&mut batch).await.map(|()| value).map_err(Failed::Ours)
             }
-            Err(error) => Err(error),
+            Err(error) => Err(Failed::Work(error)),
         };
-        let (error, is_known) = match done {
+        let failed = match done {
             Ok(value) => match tx.commit().await {
                 Ok(()) => return Ok(value),
-                Err(error) => {
-                    let error = commit_failed(OPERATION, error);
-                    let is_known = !matches!(error, Error::Indeterminate { .. });
-                    (error.into(), is_known)
-                }
+                Err(error) => Failed::Ours(commit_failed(OPERATION, error)),
             },
-            Err(error) => {
+            Err(failed) => {
                 // A ROLLBACK can be cancelled like any statement, and then it has done nothing.
                 if tx.rollback().await.is_ok() {
-                    return Err(error);
+                    return Err(failed.into_error());
                 }
-                (error, true)
+                failed
             }
         };
         // What may be open now is this transaction, which must not take in later statements.
         let client: &Client = client;
-        let is_open = end_transaction(client).await.is_err() && !client.is_closed();
-        if is_known && is_open {
-            let cause = "each attempt to end it was cancelled".into();
-            return Err(Error::TransactionOpen { operation: OPERATION.to_owned(), cause }.into());
+        if end_transaction(client).await.is_ok() || client.is_closed() {
+            return Err(failed.into_error());
         }
-        Err(error)
+        let error = match failed {
+            Failed::Work(_) => engine::work_failed(OPERATION),
+            Failed::Ours(error) => error,
+        };
+        Err(engine::still_open(OPERATION, error).into())
     }
 
     /// Writes the application's rows and applies their batch in one transaction, and returns how

@@ -120,16 +120,10 @@ impl<'c> SqliteStore<'c> {
         let value = match work(self.conn, &mut batch) {
             Ok(value) => value,
             Err(error) => {
-                let is_over = now(executor.roll_back());
-                let cause = || Error::Database {
-                    operation: OPERATION.to_owned(),
-                    cause: "its work failed".into(),
-                };
-                return Err(if is_over {
-                    error
-                } else {
-                    engine::still_open(OPERATION, cause()).into()
-                });
+                if now(executor.roll_back()) {
+                    return Err(error);
+                }
+                return Err(engine::still_open(OPERATION, engine::work_failed(OPERATION)).into());
             }
         };
         let applied = if self.conn.is_autocommit() {

@@ -190,6 +190,12 @@ fn lost(error: Error) -> Error {
     }
 }
 
+/// The error for the failure of an application's work in a transaction. The work's own error is
+/// the application's.
+pub(crate) fn work_failed(operation: &str) -> Error {
+    Error::Database { operation: operation.to_owned(), cause: "its work failed".into() }
+}
+
 /// The error when a transaction that was begun here is still open.
 pub(crate) fn still_open(operation: &str, error: Error) -> Error {
     match error {

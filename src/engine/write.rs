@@ -138,8 +138,11 @@ pub(crate) async fn finish<E: Executor, T>(
     match done {
         Ok(done) => end(executor, nested, operation, Ok(done)).await,
         Err(Failed::Overflow(counter, batch)) if !nested => {
-            executor.roll_back().await;
-            Err(find_overflow(executor, schema, &counter, &batch).await)
+            if executor.roll_back().await {
+                return Err(find_overflow(executor, schema, &counter, &batch).await);
+            }
+            let error = Failed::Overflow(counter, batch).unnamed();
+            Err(super::still_open(&operation(), error))
         }
         Err(failed) => end(executor, nested, operation, Err(failed.unnamed())).await,
     }

@@ -8,6 +8,7 @@ mod conformance;
 mod crash;
 mod races;
 mod repairs;
+mod rollbacks;
 mod server;
 mod store;
 #[path = "../support/mod.rs"]

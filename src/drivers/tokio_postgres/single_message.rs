@@ -304,12 +304,10 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
 
     /// Rolls back a failed transaction and returns its failure.
     async fn ended(&mut self, batch: &Batch, failed: Failed) -> Failed {
-        let is_over = self.roll_back().await;
-        match failed {
-            Failed::Known(error) if is_over => error.into(),
-            Failed::Known(error) => still_open(&operation(batch, None), error).into(),
-            // If the transaction is still open, the read that follows reports it.
-            Failed::Overflow(..) => failed,
+        if self.roll_back().await {
+            failed
+        } else {
+            still_open(&operation(batch, None), failed.unnamed()).into()
         }
     }
 }
