@@ -99,12 +99,13 @@ fn lock_values<'a>(
 /// Reads at most `?2` streams after `?1` and their last applied events, in the order of their
 /// names' bytes.
 ///
-/// Every stream has a name, so start after the empty one.
+/// Every stream has a name, so start after the empty one. An offset of 0 is not listed: it is the
+/// lock of a stream of which nothing was applied.
 #[must_use]
 pub fn read_offsets(dialect: Dialect) -> String {
     let (after, limit) = (dialect.param(1), dialect.param(2));
     format!(
-        r#"SELECT m."stream", m."last" FROM "{OFFSETS}" AS m WHERE m."stream" > {after} ORDER BY m."stream" LIMIT {limit}"#
+        r#"SELECT m."stream", m."last" FROM "{OFFSETS}" AS m WHERE m."stream" > {after} AND m."last" <> 0 ORDER BY m."stream" LIMIT {limit}"#
     )
 }
 

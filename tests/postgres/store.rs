@@ -731,6 +731,40 @@ async fn offsets_are_listed_by_pages_and_forgotten() {
     assert!(error.to_string().contains("the offset of stream a is -1, below 0"), "{error}");
 }
 
+/// The lock of a stream is a row of its own, which stayed if the transaction was committed after
+/// its events had been refused.
+#[tokio::test]
+async fn stream_of_which_nothing_was_applied_is_not_listed() {
+    let Some((_, mut client)) = open(&SCHEMA).await else { return };
+    let tx = client.transaction().await.unwrap();
+    let gap = StreamRange::new("a", 2, 2).unwrap();
+    let refused =
+        PostgresStore::in_transaction(&tx, &SCHEMA).apply_idempotent(&mut Batch::new(), &gap).await;
+    assert!(matches!(refused, Err(Error::Gap { applied: 0, .. })), "{refused:?}");
+    tx.commit().await.unwrap();
+    let mut store = PostgresStore::new(&mut client, &SCHEMA);
+    assert_eq!(store.offsets(None, 9).await.unwrap(), []);
+    let first = StreamRange::new("a", 1, 3).unwrap();
+    assert!(!store.apply_idempotent(&mut Batch::new(), &first).await.unwrap().skipped);
+    assert_eq!(store.offsets(None, 9).await.unwrap(), [("a".to_owned(), 3)]);
+}
+
+#[tokio::test]
+async fn leaderboard_that_the_schema_does_not_list_is_neither_read_nor_rebuilt() {
+    const BARE: Schema = Schema::new(SCHEMA.counters());
+    let Some((_, mut client)) = open(&SCHEMA).await else { return };
+    let mut store = PostgresStore::new(&mut client, &BARE);
+    let errors = [
+        store.rebuild(SHOWS).await.unwrap_err(),
+        store.top(SHOWS, 1).await.unwrap_err(),
+        store.rank(SHOWS, "a").await.unwrap_err(),
+        store.listed(SHOWS).await.unwrap_err(),
+    ];
+    for error in errors {
+        assert!(matches!(error, Error::InvalidUse { what: "leaderboard", .. }), "{error:?}");
+    }
+}
+
 #[tokio::test]
 async fn reads_and_writes_without_tables_say_to_create_them() {
     let Some(server) = shared() else { return };
