@@ -387,14 +387,14 @@ async fn drop_orphan<E: Executor>(
 ) -> Result<()> {
     let known = catalogue(executor).await?;
     let table = catalogue::orphaned(schema, &known, name)?.table_name();
-    let dropped = executor.run(&format!("DROP TABLE IF EXISTS {}", sql::quote(&table))).await;
-    dropped.map_err(|error| failed(Whose::Connection, operation, error))?;
+    // Before the table, as a prune does.
     let text = format!(
         r#"DELETE FROM "{}" AS c WHERE c."name" = {}"#,
         sql::CATALOGUE,
         E::DIALECT.param(1)
     );
     let gone = executor.execute(&[Query::new(text, vec![Value::Text(name.into())])]).await;
-    gone.map(drop)
-        .map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), operation, error)))
+    gone.map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), operation, error)))?;
+    let dropped = executor.run(&format!("DROP TABLE IF EXISTS {}", sql::quote(&table))).await;
+    dropped.map_err(|error| failed(Whose::Connection, operation, error))
 }

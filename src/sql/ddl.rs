@@ -236,8 +236,8 @@ fn drops(schema: &Schema, before: &Schema) -> Vec<DropTotals> {
     let gone = leaderboards.chain(counters).filter(|(name, _)| !has(name));
     gone.map(|(name, table)| {
         let statements = vec![
-            format!(r#"DROP TABLE "{table}""#),
             format!(r#"DELETE FROM "{CATALOGUE}" WHERE "name" = '{name}'"#),
+            format!(r#"DROP TABLE "{table}""#),
         ];
         DropTotals { name, statements }
     })
