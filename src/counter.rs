@@ -507,12 +507,23 @@ impl CounterSpec {
         }
     }
 
+    /// Whether only being prunable distinguishes it from what had this storage clause: that affects
+    /// only what an apply looks up.
+    pub(crate) fn only_became_prunable(&self, before: &str) -> bool {
+        self.prunable && without_prunable(&self.storage_clause()) == before
+    }
+
     /// The table's name: the counter's [full name](CounterId::full_name), with underscores for
     /// dots.
     #[must_use]
     pub fn table_name(&self) -> String {
         self.id.table_name()
     }
+}
+
+/// A storage clause without the mark that the counter is prunable.
+pub(crate) fn without_prunable(storage_clause: &str) -> &str {
+    storage_clause.strip_suffix(", prunable").unwrap_or(storage_clause)
 }
 
 pub(crate) const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;

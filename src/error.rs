@@ -392,13 +392,17 @@ fn said(error: &(dyn std::error::Error + 'static)) -> String {
             return String::new();
         }
         if let Some(db) = error.downcast_ref::<DbError>() {
-            let more =
-                [db.detail(), db.hint()].into_iter().flatten().map(|more| format!("; {more}"));
-            let more = more.collect::<String>();
-            return format!("{}: {} ({}){more}", db.severity(), db.message(), db.code().code());
+            return format!("{}: {}", db.severity(), server_text(db));
         }
     }
     error.to_string()
+}
+
+/// What PostgreSQL said: its message, with the code, the detail and the hint.
+#[cfg(feature = "postgres")]
+pub(crate) fn server_text(said: &tokio_postgres::error::DbError) -> String {
+    let more = [said.detail(), said.hint()].into_iter().flatten().map(|more| format!("; {more}"));
+    format!("{} ({}){}", said.message(), said.code().code(), more.collect::<String>())
 }
 
 fn at_key(key: Option<&str>) -> String {

@@ -263,7 +263,7 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<(String, u64)>> {
-        engine::read::offsets(&mut self.executor(), after, limit).await
+        engine::offsets::offsets(&mut self.executor(), after, limit).await
     }
 
     /// Drops the offset of a stream that ended, and returns it; 0 if there was none.
@@ -276,7 +276,7 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     ///
     /// As [`offsets`](Self::offsets). The offset stays then.
     pub async fn forget_offset(&mut self, stream: &str) -> Result<u64> {
-        engine::sweep::forget_offset(&mut self.executor(), stream).await
+        engine::offsets::forget_offset(&mut self.executor(), stream).await
     }
 
     /// The first lines of a leaderboard: one range of its index.
@@ -620,7 +620,7 @@ impl<C: GenericClient + Send + Sync> AsyncStore for PostgresStore<'_, C> {
     }
 
     async fn offset(&mut self, stream: &str) -> Result<u64> {
-        engine::read::offset(&mut self.executor(), stream).await
+        engine::offsets::offset(&mut self.executor(), stream).await
     }
 
     async fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {

@@ -9,7 +9,9 @@ pub(crate) mod inspect;
 #[cfg_attr(not(any(feature = "sqlite", feature = "postgres")), allow(dead_code))]
 mod keyed;
 pub(crate) mod leaderboard;
+mod offsets;
 mod query;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod sweep;
 pub(crate) mod value;
 
@@ -21,10 +23,10 @@ pub use self::ddl::{
     CATALOGUE, DropTotals, LOCKS, Migration, OFFSETS, RUNS, ddl, ddl_pending_backfill, migration,
 };
 pub(crate) use self::keyed::*;
+pub use self::offsets::{forget_offset, lock_offset, read_offset, read_offsets, set_offset};
 pub use self::query::Query;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) use self::sweep::*;
-pub use self::sweep::{forget_offset, read_offsets};
 pub use self::value::{MAX_TEXT, Value, key_values, push_key_part};
 pub(crate) use self::value::{prefix_values, push_key_values};
 use crate::batch::Batch;
@@ -519,22 +521,6 @@ pub fn set_ready(dialect: Dialect) -> String {
     )
 }
 
-/// Reads the last applied event of the stream `?1`; no row if there is none.
-#[must_use]
-pub fn read_offset(dialect: Dialect) -> String {
-    format!(r#"SELECT m."last" FROM "{OFFSETS}" AS m WHERE m."stream" = {}"#, dialect.param(1))
-}
-
-/// Locks a stream's offset until the transaction ends, and reads it.
-///
-/// `$1` is the stream; for PostgreSQL only.
-#[must_use]
-pub fn lock_offset() -> String {
-    format!(
-        r#"INSERT INTO "{OFFSETS}" AS m ("stream", "last") VALUES ($1, 0) ON CONFLICT ("stream") DO UPDATE SET "last" = m."last" RETURNING m."last""#
-    )
-}
-
 /// Takes some of PostgreSQL's lock rows until the transaction ends, given as encoded keys in their
 /// order. An existing row is written too, so that a transaction with an older snapshot fails to
 /// serialize.
@@ -546,17 +532,6 @@ pub(crate) fn lock<'a>(of: &str, level: usize, keys: Vec<Cow<'a, [u8]>>) -> Quer
     Query::new(
         text,
         vec![Value::Text(of.to_owned().into()), Value::Integer(level), Value::Blobs(keys)],
-    )
-}
-
-/// Records that the events of the stream `?1` are applied up to `?2`.
-///
-/// Run it in the transaction that applies them.
-#[must_use]
-pub fn set_offset(dialect: Dialect) -> String {
-    format!(
-        r#"INSERT INTO "{OFFSETS}" ("stream", "last") VALUES ({}) ON CONFLICT ("stream") DO UPDATE SET "last" = excluded."last""#,
-        dialect.params(2)
     )
 }
 

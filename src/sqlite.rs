@@ -320,7 +320,7 @@ impl<'c> SqliteStore<'c> {
     /// The database's errors, and [`SchemaMismatch`](crate::Error::SchemaMismatch) for an offset
     /// that somebody else wrote.
     pub fn offsets(&self, after: Option<&str>, limit: usize) -> Result<Vec<(String, u64)>> {
-        now(engine::read::offsets(&mut self.executor(), after, limit))
+        now(engine::offsets::offsets(&mut self.executor(), after, limit))
     }
 
     /// Drops the offset of a stream that ended, and returns it; 0 if there was none.
@@ -332,7 +332,7 @@ impl<'c> SqliteStore<'c> {
     ///
     /// As [`offsets`](Self::offsets). The offset stays then.
     pub fn forget_offset(&self, stream: &str) -> Result<u64> {
-        now(engine::sweep::forget_offset(&mut self.executor(), stream))
+        now(engine::offsets::forget_offset(&mut self.executor(), stream))
     }
 
     /// The first lines of a leaderboard: one range of its index.
@@ -458,7 +458,7 @@ impl Store for SqliteStore<'_> {
     }
 
     fn offset(&mut self, stream: &str) -> Result<u64> {
-        now(engine::read::offset(&mut self.executor(), stream))
+        now(engine::offsets::offset(&mut self.executor(), stream))
     }
 
     fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {

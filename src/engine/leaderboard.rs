@@ -3,15 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::readiness::{self, Reading};
-use super::rows::{integer, of_catalogue, read_parts, read_total};
-use super::{Whose, failed, failed_on, read, retention, schema, transact};
+use super::readiness::{self, Subject};
+use super::rows::{integer, read_parts, read_total};
+use super::{OrFailed as _, Whose, failed, failed_on, of_catalogue, read, schema, transact};
 use crate::batch::Batch;
 use crate::counter::range::KeyRange;
 use crate::counter::{CounterId, CounterSpec};
 use crate::decay::Decayed;
 use crate::error::{Error, Result};
-use crate::executor::{Column, DriverError, Executor, Row};
+use crate::executor::{Column, Executor, Row};
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::leaderboard::{Cell, Leaderboard, LeaderboardId, Ranked, Score, Standing};
 use crate::schema::Schema;
@@ -117,7 +117,7 @@ pub(crate) async fn rank<E: Executor, K: Key, S: Score>(
     );
     let query = Query::new(text, sql::key_values(E::DIALECT, id.counter_id(), key)?);
     let (mut before, mut listed) = (0, None);
-    readiness::fetch(executor, Reading::Leaderboard(schema, &id), vec![query], |_, row| {
+    readiness::fetch(executor, Subject::Leaderboard(schema, &id), vec![query], |_, row| {
         before = integer(row, 1, &table)?.unsigned_abs();
         listed = match row.column(0) {
             Column::Null => None,
@@ -152,7 +152,7 @@ pub(crate) async fn listed<E: Executor>(
     let table = leaderboard.table_name();
     let query = Query::new(format!(r#"SELECT count(*) FROM "{table}""#), Vec::new());
     let mut count = 0;
-    readiness::fetch(executor, Reading::Leaderboard(schema, leaderboard), vec![query], |_, row| {
+    readiness::fetch(executor, Subject::Leaderboard(schema, leaderboard), vec![query], |_, row| {
         count = integer(row, 0, &table)?.unsigned_abs();
         Ok(())
     })
@@ -189,7 +189,7 @@ async fn ranked<E: Executor, K: Key, S: Score>(
     let id = leaderboard.id();
     check_listed(schema, &id)?;
     let mut ranked: Vec<(KeyBuf, Cell)> = Vec::new();
-    readiness::fetch(executor, Reading::Leaderboard(schema, &id), queries, |_, row| {
+    readiness::fetch(executor, Subject::Leaderboard(schema, &id), queries, |_, row| {
         if ranked.len() < limit {
             let key = read_parts(id.name(), id.parts().as_slice(), row, 0)?;
             ranked.push((key, cell(row, row.len().saturating_sub(1)).ok_or_else(|| foreign(&id))?));
@@ -220,14 +220,13 @@ async fn rebuild_in<E: Executor>(
     operation: &str,
 ) -> Result<u64> {
     // Before the tables, as a prune does.
-    retention::lock_catalogue(executor, "ROW EXCLUSIVE").await?;
+    schema::lock_catalogue(executor, "ROW EXCLUSIVE").await?;
     lock(executor, schema, &[*leaderboard]).await?;
     let changed = rescore_all(executor, schema, leaderboard).await?;
     let enlisted = executor
         .execute(&[Query::new(sql::leaderboard::enlist_anew(leaderboard, true), Vec::new())])
         .await;
-    let enlisted = enlisted
-        .map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), operation, error)))?;
+    let enlisted = enlisted.or_failed(of_catalogue(), operation)?;
     let named = ("leaderboard", leaderboard.name());
     schema::check_updated(executor, &enlisted, named, leaderboard.table_name()).await?;
     Ok(changed)
@@ -316,7 +315,7 @@ async fn listed_keys<E: Executor>(
             Ok(())
         })
         .await;
-    read.map_err(|stopped| stopped.or(|_, error| reading(leaderboard, error)))?;
+    read.or_failed(Whose::Table(&table), &reading(leaderboard))?;
     Ok(keys)
 }
 
@@ -382,7 +381,7 @@ async fn rescore<E: Executor>(
         stopped.or(|at, error| {
             match at.checked_sub(1).and_then(|at| leaderboard.counters().get(at)) {
                 Some(counter) => failed_on("reading totals", counter, error),
-                None => reading(leaderboard, error),
+                None => failed(Whose::Table(&table), &reading(leaderboard), error),
             }
         })
     })?;
@@ -432,15 +431,8 @@ async fn write_lines<E: Executor>(
         return Ok(());
     }
     let done = executor.execute(&queries).await;
-    done.map(drop).map_err(|stopped| {
-        stopped.or(|_, error| {
-            failed(
-                Whose::Table(&table),
-                &format!("writing leaderboard {}", leaderboard.name()),
-                error,
-            )
-        })
-    })
+    let operation = format!("writing leaderboard {}", leaderboard.name());
+    done.map(drop).or_failed(Whose::Table(&table), &operation)
 }
 
 /// The totals that a key's score is computed from.
@@ -487,10 +479,6 @@ fn foreign(leaderboard: &LeaderboardId) -> Error {
     }
 }
 
-fn reading<E: DriverError>(leaderboard: &LeaderboardId, error: E) -> Error {
-    failed(
-        Whose::Table(&leaderboard.table_name()),
-        &format!("reading leaderboard {}", leaderboard.name()),
-        error,
-    )
+fn reading(leaderboard: &LeaderboardId) -> String {
+    format!("reading leaderboard {}", leaderboard.name())
 }

@@ -5,6 +5,7 @@
 //! only once.
 
 pub(crate) mod leaderboard;
+pub(crate) mod offsets;
 pub(crate) mod read;
 pub(crate) mod readiness;
 pub(crate) mod retention;
@@ -18,7 +19,8 @@ pub(crate) mod scripted;
 
 use crate::counter::CounterId;
 use crate::error::{Cause, Error, Result, chain};
-use crate::executor::{DriverError, ErrorKind, ErrorOf, Executor, NotCommitted};
+use crate::executor::{DriverError, ErrorKind, ErrorOf, Executor, NotCommitted, Stopped};
+use crate::sql;
 
 /// Runs a call that is all of a transaction, and runs it once more if the driver has put right why
 /// it failed.
@@ -109,6 +111,30 @@ pub(crate) fn failed_on<E: DriverError>(what: &str, counter: &CounterId, error: 
         &format!("{what} of counter {}", counter.full_name()),
         error,
     )
+}
+
+/// Translates why queries stopped for the caller.
+pub(crate) trait OrFailed<T> {
+    /// A driver's error is one of statements of this owner.
+    fn or_failed(self, whose: Whose<'_>, operation: &str) -> Result<T>;
+
+    /// A driver's error is one of an operation on the totals of a counter.
+    fn or_failed_on(self, what: &str, counter: &CounterId) -> Result<T>;
+}
+
+impl<T, E: DriverError> OrFailed<T> for Result<T, Stopped<E>> {
+    fn or_failed(self, whose: Whose<'_>, operation: &str) -> Result<T> {
+        self.map_err(|stopped| stopped.or(|_, error| failed(whose, operation, error)))
+    }
+
+    fn or_failed_on(self, what: &str, counter: &CounterId) -> Result<T> {
+        self.map_err(|stopped| stopped.or(|_, error| failed_on(what, counter, error)))
+    }
+}
+
+/// The owner of statements over the catalogue.
+pub(crate) const fn of_catalogue() -> Whose<'static> {
+    Whose::Table(sql::CATALOGUE)
 }
 
 /// Whether a cause is an error of the driver, of this kind.

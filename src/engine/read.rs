@@ -1,11 +1,10 @@
-//! Reads totals (checked for readiness or not), ranges and sums of them, and the offsets of
-//! streams.
+//! Reads totals (checked for readiness or not), and ranges and sums of them.
 
 use std::collections::BTreeMap;
 
-use super::readiness::{self, Reading};
-use super::rows::{integer, last_total, read_total, text};
-use super::{Whose, after_reads, failed, failed_on, is_kind, retention};
+use super::readiness::{self, Subject};
+use super::rows::{integer, last_total, read_total};
+use super::{OrFailed as _, after_reads, is_kind, retention};
 use crate::counter::CounterId;
 use crate::counter::range::KeyRange;
 use crate::error::{Error, Result};
@@ -26,7 +25,7 @@ pub(crate) async fn read<E: Executor>(
 ) -> Result<Vec<i64>> {
     let query = of_keys(E::DIALECT, schema, &counter, keys)?;
     let mut totals = Totals::of(&counter, keys);
-    readiness::fetch(executor, Reading::Counter(schema, counter), vec![query], |_, row| {
+    readiness::fetch(executor, Subject::Counter(schema, counter), vec![query], |_, row| {
         totals.take(row)
     })
     .await?;
@@ -43,7 +42,7 @@ pub(crate) async fn read_unchecked<E: Executor>(
     let query = of_keys(E::DIALECT, schema, counter, keys)?;
     let mut totals = Totals::of(counter, keys);
     let read = executor.fetch(&[query], |_, row| totals.take(row)).await;
-    read.map_err(|stopped| stopped.or(|_, error| failed_on("reading totals", counter, error)))?;
+    read.or_failed_on("reading totals", counter)?;
     Ok(totals.in_order())
 }
 
@@ -102,7 +101,7 @@ pub(crate) async fn range<E: Executor>(
 ) -> Result<Vec<(KeyBuf, i64)>> {
     let query = sql::range(E::DIALECT, schema.spec(&counter)?, range, limit)?;
     let mut page = Vec::new();
-    readiness::fetch(executor, Reading::Counter(schema, counter), vec![query], |_, row| {
+    readiness::fetch(executor, Subject::Counter(schema, counter), vec![query], |_, row| {
         page.push(read_total(&counter, row)?);
         Ok(())
     })
@@ -119,15 +118,25 @@ pub(crate) async fn range_unchecked<E: Executor>(
     limit: usize,
 ) -> Result<Vec<(KeyBuf, i64)>> {
     let query = sql::range(E::DIALECT, schema.spec(counter)?, range, limit)?;
-    let mut page = Vec::new();
+    keyed_totals(executor, counter, &query, "reading totals").await
+}
+
+/// The keys and totals that a query returns.
+pub(crate) async fn keyed_totals<E: Executor>(
+    executor: &mut E,
+    counter: &CounterId,
+    query: &Query<'_>,
+    what: &str,
+) -> Result<Vec<(KeyBuf, i64)>> {
+    let mut totals = Vec::new();
     let read = executor
-        .fetch(&[query], |_, row| {
-            page.push(read_total(counter, row)?);
+        .fetch(std::slice::from_ref(query), |_, row| {
+            totals.push(read_total(counter, row)?);
             Ok(())
         })
         .await;
-    read.map_err(|stopped| stopped.or(|_, error| failed_on("reading totals", counter, error)))?;
-    Ok(page)
+    read.or_failed_on(what, counter)?;
+    Ok(totals)
 }
 
 /// Whether a query returns a row.
@@ -155,7 +164,7 @@ pub(crate) async fn sum<E: Executor>(
     let query = sql::sum(E::DIALECT, schema.spec(&counter)?, range)?;
     let mut sum = None;
     let summed =
-        readiness::fetch(executor, Reading::Counter(schema, counter), vec![query], |_, row| {
+        readiness::fetch(executor, Subject::Counter(schema, counter), vec![query], |_, row| {
             sum = Some(match row.column(0) {
                 Column::Null => 0,
                 Column::Integer(sum) => sum,
@@ -217,91 +226,6 @@ pub(crate) async fn count_non_zero<E: Executor>(
             Ok(())
         })
         .await;
-    read.map_err(|stopped| stopped.or(|_, error| failed_on("counting totals", counter, error)))?;
+    read.or_failed_on("counting totals", counter)?;
     Ok(count.unsigned_abs())
-}
-
-/// Refuses a stream's name that the database cannot store.
-pub(crate) fn check_stream(dialect: Dialect, stream: &str) -> Result<()> {
-    if dialect == Dialect::Postgres && stream.contains('\0') {
-        return Err(Error::invalid_use(
-            "stream",
-            format!("{stream:?} has a zero byte, which PostgreSQL cannot store"),
-        ));
-    }
-    Ok(())
-}
-
-/// Decodes a stream's offset from a column.
-pub(crate) fn offset_of(stream: &str, column: &Column<'_>) -> Result<u64> {
-    let foreign = |what: String| {
-        let reason =
-            format!("the offset of stream {stream} is {what}, which keepcount did not write");
-        Err(Error::SchemaMismatch { table: sql::OFFSETS.to_owned(), reason })
-    };
-    match column {
-        Column::Integer(last) => {
-            u64::try_from(*last).or_else(|_| foreign(format!("{last}, below 0")))
-        }
-        other => foreign(format!("{other}, not an integer")),
-    }
-}
-
-/// The last applied event of a stream; 0 if there is none.
-pub(crate) async fn offset<E: Executor>(executor: &mut E, stream: &str) -> Result<u64> {
-    let nested = executor.is_nested();
-    let query = Query::new(sql::read_offset(E::DIALECT), vec![Value::Text(stream.into())]);
-    let read =
-        offset_by(executor, query, stream, &format!("reading the offset of stream {stream}")).await;
-    after_reads(executor, nested, read)
-}
-
-/// The offset that a query returns.
-pub(crate) async fn offset_by<E: Executor>(
-    executor: &mut E,
-    query: Query<'_>,
-    stream: &str,
-    operation: &str,
-) -> Result<u64> {
-    check_stream(E::DIALECT, stream)?;
-    let mut last = 0;
-    let read = executor
-        .fetch(&[query], |_, row| {
-            last = offset_of(stream, &row.column(0))?;
-            Ok(())
-        })
-        .await;
-    read.map_err(|stopped| {
-        stopped.or(|_, error| failed(Whose::Table(sql::OFFSETS), operation, error))
-    })?;
-    Ok(last)
-}
-
-/// The streams after `after` and their offsets.
-pub(crate) async fn offsets<E: Executor>(
-    executor: &mut E,
-    after: Option<&str>,
-    limit: usize,
-) -> Result<Vec<(String, u64)>> {
-    check_stream(E::DIALECT, after.unwrap_or_default())?;
-    let nested = executor.is_nested();
-    let limit = Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX));
-    let query = Query::new(
-        sql::read_offsets(E::DIALECT),
-        vec![Value::Text(after.unwrap_or_default().into()), limit],
-    );
-    let mut all = Vec::new();
-    let read = executor
-        .fetch(&[query], |_, row| {
-            let stream = text(row, 0, sql::OFFSETS)?.unwrap_or_default();
-            let last = offset_of(&stream, &row.column(1))?;
-            all.push((stream, last));
-            Ok(())
-        })
-        .await;
-    let read = read.map_err(|stopped| {
-        stopped.or(|_, error| failed(Whose::Table(sql::OFFSETS), "reading offsets", error))
-    });
-    after_reads(executor, nested, read)?;
-    Ok(all)
 }

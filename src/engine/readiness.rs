@@ -3,8 +3,8 @@
 
 use std::borrow::Cow;
 
-use super::rows::{self, of_catalogue};
-use super::{after_reads, failed, schema};
+use super::rows;
+use super::{OrFailed as _, Whose, after_reads, failed, of_catalogue, schema};
 use crate::counter::CounterId;
 use crate::error::{Error, Result};
 use crate::executor::{Executor, RowOf};
@@ -13,12 +13,12 @@ use crate::schema::Schema;
 use crate::sql::{self, Query, Value};
 
 /// What is read, which determines what must be ready.
-pub(crate) enum Reading<'a> {
+pub(crate) enum Subject<'a> {
     Counter(&'a Schema, CounterId),
     Leaderboard(&'a Schema, &'a LeaderboardId),
 }
 
-impl Reading<'_> {
+impl Subject<'_> {
     fn name(&self) -> &'static str {
         match self {
             Self::Counter(_, counter) => counter.name(),
@@ -51,7 +51,7 @@ impl Reading<'_> {
 /// enough, because what is ready stays ready.
 pub(crate) async fn fetch<E: Executor>(
     executor: &mut E,
-    reading: Reading<'_>,
+    subject: Subject<'_>,
     queries: Vec<Query<'_>>,
     mut each: impl FnMut(usize, &RowOf<'_, E>) -> Result<()> + Send,
 ) -> Result<()> {
@@ -61,19 +61,19 @@ pub(crate) async fn fetch<E: Executor>(
     let done = executor
         .fetch(&all, |at, row| match at.checked_sub(1) {
             Some(at) => each(at, row),
-            None => refuse_unready(&reading, rows::text(row, 0, sql::CATALOGUE)?.as_deref()),
+            None => refuse_unready(&subject, rows::text(row, 0, sql::CATALOGUE)?.as_deref()),
         })
         .await;
     let done = done.map_err(|stopped| {
         stopped.or(|at, error| match at {
             0 => failed(
                 of_catalogue(),
-                &format!("asking whether {} is ready", reading.name()),
+                &format!("asking whether {} is ready", subject.name()),
                 error,
             ),
             _ => failed(
-                super::Whose::Table(&reading.table()),
-                &format!("reading {}", reading.name()),
+                Whose::Table(&subject.table()),
+                &format!("reading {}", subject.name()),
                 error,
             ),
         })
@@ -81,12 +81,12 @@ pub(crate) async fn fetch<E: Executor>(
     after_reads(executor, nested, done)
 }
 
-fn refuse_unready(reading: &Reading<'_>, unready: Option<&str>) -> Result<()> {
+fn refuse_unready(subject: &Subject<'_>, unready: Option<&str>) -> Result<()> {
     let Some(unready) = unready else { return Ok(()) };
     let is_unready = |name: &Cow<'_, str>| unready.split(',').any(|unready| unready == name);
-    match reading.needs()?.into_iter().find(is_unready) {
+    match subject.needs()?.into_iter().find(is_unready) {
         Some(unready) => {
-            Err(Error::NotReady { counter: reading.name(), unready: unready.into_owned() })
+            Err(Error::NotReady { counter: subject.name(), unready: unready.into_owned() })
         }
         None => Ok(()),
     }
@@ -99,7 +99,7 @@ pub(crate) async fn is_ready<E: Executor>(
     counter: CounterId,
 ) -> Result<bool> {
     schema.position(&counter)?;
-    match fetch(executor, Reading::Counter(schema, counter), Vec::new(), |_, _| Ok(())).await {
+    match fetch(executor, Subject::Counter(schema, counter), Vec::new(), |_, _| Ok(())).await {
         Err(Error::NotReady { .. }) => Ok(false),
         ready => ready.map(|()| true),
     }
@@ -124,8 +124,7 @@ pub(crate) async fn set_ready<E: Executor>(executor: &mut E, counter: &CounterId
     let set = Query::new(sql::set_ready(E::DIALECT), vec![Value::Text(counter.full_name())]);
     let operation = format!("ending the backfill of counter {}", counter.full_name());
     let set = executor.execute(&[set]).await;
-    let set =
-        set.map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), &operation, error)))?;
+    let set = set.or_failed(of_catalogue(), &operation)?;
     let (name, table) = (counter.full_name(), counter.table_name());
     schema::check_updated(executor, &set, ("counter", &name), table).await
 }

@@ -1,7 +1,7 @@
 //! Retention: drops totals before a cutoff, and filters out of a batch what is below one.
 
-use super::rows::{of_catalogue, text};
-use super::{Whose, failed, failed_on, leaderboard, schema, transact};
+use super::rows::text;
+use super::{OrFailed as _, leaderboard, of_catalogue, schema, transact};
 use crate::batch::Batch;
 use crate::counter::{CounterId, CounterSpec};
 use crate::error::{Error, Result};
@@ -53,9 +53,7 @@ pub(crate) async fn cutoffs<E: Executor>(
             Ok(())
         })
         .await;
-    read.map_err(|stopped| {
-        stopped.or(|_, error| failed(of_catalogue(), "reading cutoffs", error))
-    })?;
+    read.or_failed(of_catalogue(), "reading cutoffs")?;
     Ok(cutoffs)
 }
 
@@ -117,7 +115,7 @@ async fn prune_family<E: Executor>(
     family: &[CounterId],
     cutoff: &KeyBuf,
 ) -> Result<u64> {
-    lock_catalogue(executor, "EXCLUSIVE").await?;
+    schema::lock_catalogue(executor, "EXCLUSIVE").await?;
     let mut moved = Vec::new();
     for id in family {
         // Checks that the cutoff is a valid last part of this counter's key.
@@ -128,8 +126,7 @@ async fn prune_family<E: Executor>(
         );
         let operation = format!("pruning totals of counter {}", id.full_name());
         let set = executor.execute(&[set]).await;
-        let set = set
-            .map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), &operation, error)))?;
+        let set = set.or_failed(of_catalogue(), &operation)?;
         let (name, table) = (id.full_name(), id.table_name());
         schema::check_updated(executor, &set, ("counter", &name), table).await?;
         if set.first() > Some(&0) {
@@ -147,54 +144,11 @@ async fn prune_family<E: Executor>(
         let last = vec![catalogue::suffix_value(E::DIALECT, id, cutoff)?];
         let delete = Query::new(sql::prune(E::DIALECT, schema.spec(id)?), last);
         let deleted = executor.execute(&[delete]).await;
-        let deleted = deleted
-            .map_err(|stopped| stopped.or(|_, error| failed_on("pruning totals", id, error)))?;
+        let deleted = deleted.or_failed_on("pruning totals", id)?;
         gone += deleted.first().copied().unwrap_or(0);
     }
     for leaderboard in &leaderboards {
         leaderboard::rescore_all(executor, schema, leaderboard).await?;
     }
     Ok(gone)
-}
-
-/// Locks PostgreSQL's catalogue table until the transaction ends. In mode `EXCLUSIVE` it waits for
-/// transactions that lock cutoffs, and keeps others from locking them. A row lock could starve
-/// behind new `FOR SHARE` holders; table locks queue. In mode `ROW EXCLUSIVE` it waits for those in
-/// mode `EXCLUSIVE`, and they for it. What an older snapshot read may be outdated by now, so the
-/// transaction must see what is committed.
-pub(crate) async fn lock_catalogue<E: Executor>(executor: &mut E, mode: &str) -> Result<()> {
-    if E::DIALECT != Dialect::Postgres {
-        return Ok(());
-    }
-    let lock = format!(r#"LOCK TABLE "{}" IN {mode} MODE"#, sql::CATALOGUE);
-    let locked = executor.run(&lock).await;
-    locked
-        .map_err(|error| failed(of_catalogue(), &format!("locking {}", sql::CATALOGUE), error))?;
-    refuse_snapshot(executor).await
-}
-
-/// Refuses a PostgreSQL transaction that sees what was committed when it began instead of what is
-/// committed now.
-async fn refuse_snapshot<E: Executor>(executor: &mut E) -> Result<()> {
-    if E::DIALECT != Dialect::Postgres {
-        return Ok(());
-    }
-    let query = Query::new("SELECT current_setting('transaction_isolation')", Vec::new());
-    let mut isolation = None;
-    let read = executor
-        .fetch(&[query], |_, row| {
-            isolation = text(row, 0, "transaction_isolation")?;
-            Ok(())
-        })
-        .await;
-    read.map_err(|stopped| {
-        stopped.or(|_, error| failed(Whose::Connection, "inspecting the transaction", error))
-    })?;
-    match isolation.unwrap_or_default().as_str() {
-        "read committed" | "read uncommitted" => Ok(()),
-        isolation => Err(Error::invalid_use(
-            "transaction_isolation",
-            format!("it is {isolation}; prunes and rebuilds need read committed"),
-        )),
-    }
 }

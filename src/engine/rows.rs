@@ -1,6 +1,5 @@
 //! Decodes rows: keys, totals and texts.
 
-use super::Whose;
 use crate::counter::CounterId;
 use crate::error::{Error, Result};
 use crate::executor::{Column, Row};
@@ -83,9 +82,4 @@ fn foreign(table: &str, found: &Column<'_>) -> Error {
         table: table.to_owned(),
         reason: format!("it has {found} where keepcount writes something else"),
     }
-}
-
-/// The owner of statements over the catalogue.
-pub(crate) const fn of_catalogue() -> Whose<'static> {
-    Whose::Table(sql::CATALOGUE)
 }

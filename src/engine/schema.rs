@@ -1,8 +1,8 @@
 //! Creates the catalogue and the tables of totals, compares them with the schema, and drops
 //! orphaned tables.
 
-use super::rows::{integer, of_catalogue, text};
-use super::{Whose, after_reads, failed, transact};
+use super::rows::{integer, text};
+use super::{OrFailed as _, Whose, after_reads, failed, of_catalogue, transact};
 use crate::error::{Error, Result};
 use crate::executor::{DriverError, ErrorKind, Executor, Stopped};
 use crate::key::KeyParts;
@@ -55,8 +55,7 @@ async fn create_all<E: Executor>(executor: &mut E, schema: &Schema, rows: bool) 
     make(executor, &sql::create_unready(E::DIALECT)).await?;
     for spec in schema.counters() {
         if let Some(known) = known.iter().find(|known| known.row.name == spec.id().full_name()) {
-            if format!("{}, prunable", known.row.placement) == spec.storage_clause() {
-                // Only prunability is new, which affects only what apply looks up.
+            if spec.only_became_prunable(&known.row.placement) {
                 make(executor, &sql::replace(spec)).await?;
             }
             continue;
@@ -306,13 +305,12 @@ async fn said<E: Executor>(executor: &mut E, query: Query<'_>) -> Result<Vec<Str
             Ok(())
         })
         .await;
-    read.map_err(|stopped| {
-        stopped.or(|_, error| failed(Whose::Connection, "reading the schema", error))
-    })?;
+    read.or_failed(Whose::Connection, "reading the schema")?;
     Ok(texts)
 }
 
-/// The catalogue's rows, in the order of names.
+/// The catalogue's rows, in the order of names. It names every column, although nothing here reads
+/// the cutoff: a catalogue without one is of another build, and is refused.
 pub(crate) async fn catalogue<E: Executor>(executor: &mut E) -> Result<Vec<Known>> {
     let query = Query::new(
         format!(
@@ -347,6 +345,46 @@ pub(crate) async fn catalogue<E: Executor>(executor: &mut E) -> Result<Vec<Known
     Ok(known)
 }
 
+/// Locks PostgreSQL's catalogue table until the transaction ends. In mode `EXCLUSIVE` it waits for
+/// transactions that lock cutoffs, and keeps others from locking them. A row lock could starve
+/// behind new `FOR SHARE` holders; table locks queue. In mode `ROW EXCLUSIVE` it waits for those in
+/// mode `EXCLUSIVE`, and they for it. What an older snapshot read may be outdated by now, so the
+/// transaction must see what is committed.
+pub(crate) async fn lock_catalogue<E: Executor>(executor: &mut E, mode: &str) -> Result<()> {
+    if E::DIALECT != Dialect::Postgres {
+        return Ok(());
+    }
+    let lock = format!(r#"LOCK TABLE "{}" IN {mode} MODE"#, sql::CATALOGUE);
+    let locked = executor.run(&lock).await;
+    locked
+        .map_err(|error| failed(of_catalogue(), &format!("locking {}", sql::CATALOGUE), error))?;
+    refuse_snapshot(executor).await
+}
+
+/// Refuses a PostgreSQL transaction that sees what was committed when it began instead of what is
+/// committed now.
+async fn refuse_snapshot<E: Executor>(executor: &mut E) -> Result<()> {
+    if E::DIALECT != Dialect::Postgres {
+        return Ok(());
+    }
+    let query = Query::new("SELECT current_setting('transaction_isolation')", Vec::new());
+    let mut isolation = None;
+    let read = executor
+        .fetch(&[query], |_, row| {
+            isolation = text(row, 0, "transaction_isolation")?;
+            Ok(())
+        })
+        .await;
+    read.or_failed(Whose::Connection, "inspecting the transaction")?;
+    match isolation.unwrap_or_default().as_str() {
+        "read committed" | "read uncommitted" => Ok(()),
+        isolation => Err(Error::invalid_use(
+            "transaction_isolation",
+            format!("it is {isolation}; prunes and rebuilds need read committed"),
+        )),
+    }
+}
+
 /// Whether a column is missing.
 fn is_foreign<E: DriverError>(error: &E) -> bool {
     error.kind() == ErrorKind::Misfit
@@ -366,7 +404,7 @@ pub(crate) async fn orphaned<E: Executor>(
     let nested = executor.is_nested();
     let known = catalogue(executor).await;
     let known = after_reads(executor, nested, known)?.into_iter().map(|known| known.row.name);
-    Ok(known.filter(|name| !catalogue::has(schema, name)).collect())
+    Ok(known.filter(|name| !sql::lists(schema, name)).collect())
 }
 
 /// Drops the table of an orphaned counter or leaderboard, and its row in the catalogue.
@@ -394,7 +432,7 @@ async fn drop_orphan<E: Executor>(
         E::DIALECT.param(1)
     );
     let gone = executor.execute(&[Query::new(text, vec![Value::Text(name.into())])]).await;
-    gone.map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), operation, error)))?;
+    gone.or_failed(of_catalogue(), operation)?;
     let dropped = executor.run(&format!("DROP TABLE IF EXISTS {}", sql::quote(&table))).await;
     dropped.map_err(|error| failed(Whose::Connection, operation, error))
 }

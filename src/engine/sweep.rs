@@ -1,13 +1,12 @@
-//! Removes totals of 0 and PostgreSQL's lock rows while writers go on, and drops the offsets of
-//! streams that ended.
+//! Removes totals of 0 and PostgreSQL's lock rows while writers go on.
 
-use super::{Whose, after_reads, failed, read, transact};
+use super::{OrFailed as _, Whose, after_reads, failed, read, transact};
 use crate::error::{Error, Result};
 use crate::executor::{Column, Executor, Row as _};
 use crate::key::KeyBuf;
 use crate::schema::Schema;
-use crate::sql::{self, Dialect, Query, Value};
-use crate::store::sweep::{LockKey, Page, Sweep, Swept};
+use crate::sql::{self, Dialect, LockKey, Query};
+use crate::store::sweep::{Page, Sweep, Swept};
 
 /// Removes a bounded part of the rows that no longer mean anything.
 pub(crate) async fn sweep<E: Executor>(
@@ -81,9 +80,7 @@ async fn locks<E: Executor>(
             }),
         })
         .await;
-    read.map_err(|stopped| {
-        stopped.or(|_, error| failed(Whose::Table(sql::LOCKS), "reading locks", error))
-    })?;
+    read.or_failed(Whose::Table(sql::LOCKS), "reading locks")?;
     Ok(locks)
 }
 
@@ -110,32 +107,6 @@ async fn remove_in<E: Executor>(
         set.map_err(|error| failed(Whose::Connection, operation, error))?;
     }
     let gone = executor.execute(std::slice::from_ref(query)).await;
-    let gone = gone
-        .map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(table), operation, error)))?;
+    let gone = gone.or_failed(Whose::Table(table), operation)?;
     Ok(gone.first().copied().unwrap_or(0))
-}
-
-/// Drops the offset of a stream that ended, and returns it.
-pub(crate) async fn forget_offset<E: Executor>(executor: &mut E, stream: &str) -> Result<u64> {
-    read::check_stream(E::DIALECT, stream)?;
-    let operation = format!("forgetting the offset of stream {stream}");
-    transact!(executor, &operation, forget_in(executor, stream, &operation))
-}
-
-async fn forget_in<E: Executor>(executor: &mut E, stream: &str, operation: &str) -> Result<u64> {
-    // Read first: an offset that somebody else wrote is left alone.
-    let text = match E::DIALECT {
-        Dialect::Sqlite => sql::read_offset(Dialect::Sqlite),
-        // Waits for a transaction that is applying the stream.
-        Dialect::Postgres => format!("{} FOR UPDATE", sql::read_offset(Dialect::Postgres)),
-    };
-    let stream_value = || vec![Value::Text(stream.into())];
-    let last =
-        read::offset_by(executor, Query::new(text, stream_value()), stream, operation).await?;
-    let forgotten =
-        executor.execute(&[Query::new(sql::forget_offset(E::DIALECT), stream_value())]).await;
-    forgotten.map_err(|stopped| {
-        stopped.or(|_, error| failed(Whose::Table(sql::OFFSETS), operation, error))
-    })?;
-    Ok(last)
 }

@@ -10,7 +10,10 @@ use std::borrow::Cow;
 
 use super::leaderboard::Moved;
 use super::rows::read_total;
-use super::{Whose, begin, end, failed, failed_on, leaderboard, read, retention, run_again};
+use super::{
+    OrFailed as _, Whose, begin, end, failed, failed_on, leaderboard, offsets, read, retention,
+    run_again,
+};
 use crate::batch::{Batch, steps};
 use crate::counter::CounterId;
 use crate::error::{Error, Result};
@@ -184,7 +187,7 @@ pub(crate) async fn follows<E: Executor>(
         Dialect::Postgres => sql::lock_offset(),
     };
     let query = Query::new(text, vec![Value::Text(stream_range.stream().into())]);
-    let last = read::offset_by(
+    let last = offsets::offset_by(
         executor,
         query,
         stream_range.stream(),
@@ -561,9 +564,7 @@ pub(crate) async fn lock_above<E: Executor>(
     let moved = leaderboard::moved(schema, &expanded)?;
     let locked = executor.execute(&leaderboard_locks(E::DIALECT, &moved)).await;
     let operation = format!("repairing totals of counter {}", counter.full_name());
-    locked.map(drop).map_err(|stopped| {
-        stopped.or(|_, error| failed(Whose::Table(sql::LOCKS), &operation, error))
-    })
+    locked.map(drop).or_failed(Whose::Table(sql::LOCKS), &operation)
 }
 
 /// Locks these totals until the transaction ends, in key order, and returns them. In PostgreSQL,
@@ -580,7 +581,7 @@ pub(crate) async fn lock_totals<E: Executor>(
     let query = sql::lock_totals(schema.spec(counter)?, keys)?;
     let mut totals = read::Totals::of(counter, keys);
     let locked = executor.fetch(&[query], |_, row| totals.take(row)).await;
-    locked.map_err(|stopped| stopped.or(|_, error| failed_on("locking totals", counter, error)))?;
+    locked.or_failed_on("locking totals", counter)?;
     Ok(totals.in_order())
 }
 
@@ -641,9 +642,7 @@ pub(crate) async fn remove_zeros<E: Executor>(
     let width = sql::key_columns(counter.parts()).len();
     let query = sql::of_rows(E::DIALECT, sql::remove_zeros(E::DIALECT, spec), rows, width);
     let removed = executor.execute(&[query]).await;
-    removed
-        .map(drop)
-        .map_err(|stopped| stopped.or(|_, error| failed_on("writing totals", counter, error)))
+    removed.map(drop).or_failed_on("writing totals", counter)
 }
 
 /// The error for the total of a counter that a batch would bring beyond 64 bits, as far as it can

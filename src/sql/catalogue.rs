@@ -4,8 +4,8 @@
 use std::fmt;
 
 use super::value::column_value;
-use super::{Dialect, Value};
-use crate::counter::{CounterId, CounterSpec};
+use super::{Dialect, Value, lists};
+use crate::counter::{CounterId, CounterSpec, without_prunable};
 use crate::error::{Error, Result};
 use crate::key::{KeyBuf, KeyError, KeyParts};
 use crate::leaderboard::LeaderboardId;
@@ -61,7 +61,7 @@ impl CatalogueRow {
             .strip_prefix("table, sum")
             .and_then(|sum| sum.split_once(" of "))
             .map(|(_, of)| of);
-        let sum = sum.map(|of| of.strip_suffix(", prunable").unwrap_or(of));
+        let sum = sum.map(without_prunable);
         let counters = leaderboard.into_iter().flat_map(|counters| counters.split(", "));
         counters.chain(sum.into_iter().flat_map(|of| of.split(" along ")))
     }
@@ -82,9 +82,9 @@ impl fmt::Display for CatalogueRow {
 /// schema is gone.
 pub(crate) fn check_others(schema: &Schema, known: &[Known], forget: &str) -> Result<()> {
     for Known { row, .. } in
-        known.iter().filter(|known| known.ready && !has(schema, &known.row.name))
+        known.iter().filter(|known| known.ready && !lists(schema, &known.row.name))
     {
-        let fed_by = row.made_of().find(|name| has(schema, name));
+        let fed_by = row.made_of().find(|name| lists(schema, name));
         let because = match fed_by {
             Some(counter) => format!(
                 "is a {} and ready to be read, and counter {counter} feeds it",
@@ -112,12 +112,6 @@ fn is_later(schema: &Schema, row: &CatalogueRow) -> bool {
     ours.map(|id| id.version()).max().is_some_and(|ours| ours < row.version)
 }
 
-/// Returns whether the schema has a counter or leaderboard of this full name.
-pub(crate) fn has(schema: &Schema, name: &str) -> bool {
-    schema.counters().iter().any(|spec| spec.id().full_name() == name)
-        || schema.leaderboard_ids().iter().any(|leaderboard| leaderboard.name() == name)
-}
-
 /// Returns a number that distinguishes this database's totals from those of another.
 pub(crate) fn identity(schema: &Schema, known: &[Known]) -> u64 {
     let ours = |name: &str| schema.counters().iter().any(|spec| spec.id().full_name() == name);
@@ -137,7 +131,7 @@ pub(crate) fn orphaned<'k>(
     name: &str,
 ) -> Result<&'k CatalogueRow> {
     let refused = |reason: String| Err(Error::invalid_use("drop_counter", reason));
-    if has(schema, name) {
+    if lists(schema, name) {
         return refused(format!(
             "{name} is in the schema, whose hooks would still count it; remove it there first"
         ));

@@ -173,10 +173,7 @@ pub fn migration(dialect: Dialect, schema: &Schema, before: &Schema) -> Result<M
                     format!("{:?}", known.id()),
                 ));
             }
-            Some(known)
-                if format!("{}, prunable", known.storage_clause()) == spec.storage_clause() =>
-            {
-                // Only prunability is new, which affects only what apply looks up.
+            Some(known) if spec.only_became_prunable(&known.storage_clause()) => {
                 statements.push(replace(spec));
             }
             Some(known) if known.storage_clause() != spec.storage_clause() => {
@@ -221,6 +218,12 @@ pub fn migration(dialect: Dialect, schema: &Schema, before: &Schema) -> Result<M
     Ok(Migration { statements, drops: drops(schema, before) })
 }
 
+/// Whether the schema has a counter or leaderboard of this full name.
+pub(crate) fn lists(schema: &Schema, name: &str) -> bool {
+    schema.counters().iter().any(|spec| spec.id().full_name() == name)
+        || schema.leaderboard_ids().iter().any(|leaderboard| leaderboard.name() == name)
+}
+
 /// Leaderboards first, then rollups before what they sum.
 fn drops(schema: &Schema, before: &Schema) -> Vec<DropTotals> {
     let leaderboards = before
@@ -229,11 +232,7 @@ fn drops(schema: &Schema, before: &Schema) -> Vec<DropTotals> {
         .map(|leaderboard| (leaderboard.name().to_owned(), leaderboard.table_name()));
     let counters = before.counters().iter().rev();
     let counters = counters.map(|spec| (spec.id().full_name().into_owned(), spec.table_name()));
-    let has = |name: &str| {
-        schema.counters().iter().any(|spec| spec.id().full_name() == name)
-            || schema.leaderboard_ids().iter().any(|leaderboard| leaderboard.name() == name)
-    };
-    let gone = leaderboards.chain(counters).filter(|(name, _)| !has(name));
+    let gone = leaderboards.chain(counters).filter(|(name, _)| !lists(schema, name));
     gone.map(|(name, table)| {
         let statements = vec![
             format!(r#"DELETE FROM "{CATALOGUE}" WHERE "name" = '{name}'"#),

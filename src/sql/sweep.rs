@@ -1,13 +1,16 @@
 //! The statements of a sweep, which removes totals of 0 and, in PostgreSQL, lock rows older than
-//! every snapshot; and those that list and drop offsets.
+//! every snapshot.
 
-// Without a database feature only offsets are read, through another library.
-#![cfg_attr(not(feature = "postgres"), allow(dead_code, unused_imports))]
+// Only PostgreSQL has locks.
+#![cfg_attr(not(feature = "postgres"), allow(dead_code))]
 
-use super::{Dialect, LOCKS, OFFSETS, Query, Terms, Value, key_columns};
+use super::{Dialect, LOCKS, Query, Terms, Value, key_columns};
 use crate::counter::CounterSpec;
 use crate::counter::range::KeyRange;
 use crate::error::Result;
+
+/// The key of a lock row in PostgreSQL: what it locks, the level, and the encoded key.
+pub(crate) type LockKey = (String, i64, Vec<u8>);
 
 /// The age of the oldest snapshot of the transactions of this database that have one, and of those
 /// that write. A row that an older transaction wrote last looks the same to all transactions,
@@ -50,7 +53,7 @@ fn remove_seen(table: &str, condition: &str, keys: &[String]) -> String {
 }
 
 /// PostgreSQL's lock rows after one, in order, at most `limit`.
-pub(crate) fn locks(after: Option<&(String, i64, Vec<u8>)>, limit: usize) -> Query<'_> {
+pub(crate) fn locks(after: Option<&LockKey>, limit: usize) -> Query<'_> {
     let (mut values, condition) = behind_lock(after);
     values.push(Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
     let limit = Dialect::Postgres.param(values.len());
@@ -63,10 +66,7 @@ pub(crate) fn locks(after: Option<&(String, i64, Vec<u8>)>, limit: usize) -> Que
 /// Removes lock rows after one and up to another, those that nobody has locked and that are older
 /// than every snapshot. A transaction whose snapshot is older than the last use of a lock must find
 /// its row, and fail to serialize.
-pub(crate) fn remove_locks<'a>(
-    after: Option<&'a (String, i64, Vec<u8>)>,
-    last: &'a (String, i64, Vec<u8>),
-) -> Query<'a> {
+pub(crate) fn remove_locks<'a>(after: Option<&'a LockKey>, last: &'a LockKey) -> Query<'a> {
     let (mut values, condition) = behind_lock(after);
     let params = lock_values(last, &mut values);
     let condition = format!(r#" WHERE {condition} AND (t."of", t."level", t."key") <= ({params})"#);
@@ -74,7 +74,7 @@ pub(crate) fn remove_locks<'a>(
     Query::new(remove_seen(LOCKS, &condition, &keys), values)
 }
 
-fn behind_lock(after: Option<&(String, i64, Vec<u8>)>) -> (Vec<Value<'_>>, String) {
+fn behind_lock(after: Option<&LockKey>) -> (Vec<Value<'_>>, String) {
     let mut values = Vec::new();
     let condition = after.map_or_else(
         || Dialect::Postgres.everything().to_owned(),
@@ -83,10 +83,7 @@ fn behind_lock(after: Option<&(String, i64, Vec<u8>)>) -> (Vec<Value<'_>>, Strin
     (values, condition)
 }
 
-fn lock_values<'a>(
-    (of, level, key): &'a (String, i64, Vec<u8>),
-    values: &mut Vec<Value<'a>>,
-) -> String {
+fn lock_values<'a>((of, level, key): &'a LockKey, values: &mut Vec<Value<'a>>) -> String {
     let at = values.len();
     values.extend([
         Value::Text(of.as_str().into()),
@@ -94,25 +91,4 @@ fn lock_values<'a>(
         Value::Bytes(key.as_slice().into()),
     ]);
     format!("${}, ${}, ${}", at + 1, at + 2, at + 3)
-}
-
-/// Reads at most `?2` streams after `?1` and their last applied events, in the order of their
-/// names' bytes.
-///
-/// Every stream has a name, so start after the empty one. An offset of 0 is not listed: it is the
-/// lock of a stream of which nothing was applied.
-#[must_use]
-pub fn read_offsets(dialect: Dialect) -> String {
-    let (after, limit) = (dialect.param(1), dialect.param(2));
-    format!(
-        r#"SELECT m."stream", m."last" FROM "{OFFSETS}" AS m WHERE m."stream" > {after} AND m."last" <> 0 ORDER BY m."stream" LIMIT {limit}"#
-    )
-}
-
-/// Drops the offset of the stream `?1`.
-///
-/// Its events count again from then on.
-#[must_use]
-pub fn forget_offset(dialect: Dialect) -> String {
-    format!(r#"DELETE FROM "{OFFSETS}" AS m WHERE m."stream" = {}"#, dialect.param(1))
 }

@@ -8,6 +8,7 @@ use crate::counter::CounterSpec;
 use crate::counter::range::KeyRange;
 use crate::key::KeyBuf;
 use crate::schema::Schema;
+use crate::sql::LockKey;
 
 /// Removes rows that no longer mean anything, a bounded number at each call; holds where the next
 /// call begins and how many rows it checks.
@@ -63,9 +64,6 @@ enum At {
     Totals(usize, Option<KeyBuf>),
     Locks(LockKey),
 }
-
-/// The key of a lock: what it locks, its level, and the encoded key.
-pub(crate) type LockKey = (String, i64, Vec<u8>);
 
 /// The result of one call of a sweep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

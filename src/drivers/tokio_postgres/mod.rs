@@ -21,7 +21,7 @@ pub use self::prepared::PreparedStatements;
 pub(crate) use self::single_message::write_in_own;
 pub(crate) use self::values::{kind_of, params, typed};
 use crate::engine::{Whose, failed};
-use crate::error::{Cause, Error, Result};
+use crate::error::{Cause, Error, Result, server_text};
 use crate::executor::{Driver, DriverError, ErrorKind, Executor, NotCommitted, Reading, Stopped};
 use crate::sql::{Dialect, Query, Value};
 
@@ -606,11 +606,10 @@ impl DriverError for tokio_postgres::Error {
 
 /// What the server said of a statement or its rows.
 fn text_of(said: &DbError) -> String {
-    let more = [said.detail(), said.hint()].into_iter().flatten().map(|more| format!("; {more}"));
     let role = if *said.code() == SqlState::INSUFFICIENT_PRIVILEGE {
         "; read it as a role that sees all rows"
     } else {
         ""
     };
-    format!("{} ({}){}{role}", said.message(), said.code().code(), more.collect::<String>())
+    format!("{}{role}", server_text(said))
 }

@@ -103,9 +103,9 @@ impl ToSql for Value<'_> {
 }
 
 /// A received column. Types that keepcount does not write are not decoded.
-struct Came<'a>(Column<'a>);
+struct Received<'a>(Column<'a>);
 
-impl<'a> FromSql<'a> for Came<'a> {
+impl<'a> FromSql<'a> for Received<'a> {
     fn from_sql(
         kind: &Type,
         raw: &'a [u8],
@@ -137,9 +137,9 @@ impl Row for tokio_postgres::Row {
 
     fn column(&self, index: usize) -> Column<'_> {
         let kind = || self.columns().get(index).map_or("nothing", |column| column.type_().name());
-        match self.try_get::<_, Option<Came<'_>>>(index) {
-            Ok(Some(Came(Column::Other(_)))) | Err(_) => Column::Other(kind().into()),
-            Ok(Some(Came(column))) => column,
+        match self.try_get::<_, Option<Received<'_>>>(index) {
+            Ok(Some(Received(Column::Other(_)))) | Err(_) => Column::Other(kind().into()),
+            Ok(Some(Received(column))) => column,
             Ok(None) => Column::Null,
         }
     }

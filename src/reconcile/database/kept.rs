@@ -2,7 +2,7 @@
 
 use super::runs;
 use crate::engine::rows::text;
-use crate::engine::{Whose, failed, is_kind, readiness, retention, transact};
+use crate::engine::{OrFailed as _, Whose, is_kind, readiness, schema, transact};
 use crate::error::{Error, Result};
 use crate::executor::{ErrorKind, Executor};
 use crate::reconcile::audit::{Keep, Kept, Ready};
@@ -20,9 +20,7 @@ pub(super) async fn kept_of<E: Executor>(executor: &mut E, run: u64) -> Result<O
         })
         .await;
     let operation = "reading the progress of a run";
-    read.map_err(|stopped| {
-        stopped.or(|_, error| failed(Whose::Table(sql::RUNS), operation, error))
-    })?;
+    read.or_failed(Whose::Table(sql::RUNS), operation)?;
     Ok(runs::read(kept))
 }
 
@@ -46,11 +44,8 @@ async fn keep_in<E: Executor>(
     keep: &Query<'_>,
     operation: &str,
 ) -> Result<Kept> {
-    let failed = |error| failed(Whose::Connection, operation, error);
-    let kept = executor
-        .execute(std::slice::from_ref(keep))
-        .await
-        .map_err(|stopped| stopped.or(|_, error| failed(error)))?;
+    let kept = executor.execute(std::slice::from_ref(keep)).await;
+    let kept = kept.or_failed(Whose::Connection, operation)?;
     if kept.first() == Some(&0) {
         // It may have been stored by an earlier answer to the same request. That an absent row was
         // removed by one cannot be known: totals from before the run have none either.
@@ -59,14 +54,14 @@ async fn keep_in<E: Executor>(
     }
     if ask.from.is_none() {
         let forgotten = executor.execute(&[runs::forget(E::DIALECT)]).await;
-        forgotten.map_err(|stopped| stopped.or(|_, error| failed(error)))?;
+        forgotten.or_failed(Whose::Connection, operation)?;
     }
     Ok(Kept::Here)
 }
 
 /// Records that a backfill has reached its last key, in the current transaction.
 pub(super) async fn ready_in<E: Executor>(executor: &mut E, ask: &Ready) -> Result<Kept> {
-    retention::lock_catalogue(executor, "EXCLUSIVE").await?;
+    schema::lock_catalogue(executor, "EXCLUSIVE").await?;
     if ask.kept.is_some() && kept_of(executor, ask.run).await? != ask.kept {
         return Ok(Kept::Lost);
     }

@@ -33,8 +33,9 @@ use super::audit::{
 use super::token::Token;
 use crate::batch::Batch;
 use crate::counter::CounterId;
-use crate::engine::rows::read_total;
-use crate::engine::{self, Whose, failed, failed_on, read, retention, still_open, transact, write};
+use crate::engine::{
+    self, OrFailed as _, Whose, failed, read, retention, still_open, transact, write,
+};
 use crate::error::{Error, Result};
 use crate::executor::{Column, Driver, Executor, Reading, Row as _};
 use crate::key::KeyBuf;
@@ -200,7 +201,7 @@ impl<'a, D: Driver> Database<'a, D> {
         let Page { totals, recounts, end } = match &expected {
             Expected::Rows(source) => source.page(executor, totals, ask).await?,
             Expected::Totals(source) => {
-                let totals = read_totals(executor, counter, &totals).await?;
+                let totals = read::keyed_totals(executor, counter, &totals, MEASURING).await?;
                 let (recounts, end) = source.page(executor, plan, ask, &totals).await?;
                 Page { totals, recounts, end }
             }
@@ -373,6 +374,9 @@ struct Page {
     end: Option<KeyBuf>,
 }
 
+/// What reads the stored totals of a page, for errors.
+const MEASURING: &str = "measuring totals";
+
 /// A query, and what it answered in the snapshot of a page.
 type Watched = (Query<'static>, Vec<Column<'static>>);
 
@@ -422,21 +426,6 @@ async fn set<E: Executor>(executor: &mut E, settings: &str, operation: &str) -> 
     executor.run(settings).await.map_err(|error| failed(Whose::Connection, operation, error))
 }
 
-async fn read_totals<E: Executor>(
-    executor: &mut E,
-    counter: &CounterId,
-    query: &Query<'_>,
-) -> Result<Vec<(KeyBuf, i64)>> {
-    let mut totals = Vec::new();
-    let read = executor.fetch(std::slice::from_ref(query), |_, row| {
-        totals.push(read_total(counter, row)?);
-        Ok(())
-    });
-    read.await
-        .map_err(|stopped| stopped.or(|_, error| failed_on("measuring totals", counter, error)))?;
-    Ok(totals)
-}
-
 /// All columns that a query returns.
 async fn answer<E: Executor>(
     executor: &mut E,
@@ -449,7 +438,7 @@ async fn answer<E: Executor>(
         Ok(())
     });
     let what = "inspecting the tables of the source";
-    read.await.map_err(|stopped| stopped.or(|_, error| failed_on(what, counter, error)))?;
+    read.await.or_failed_on(what, counter)?;
     Ok(columns)
 }
 
@@ -514,8 +503,7 @@ async fn refuse_read_only<E: Executor>(executor: &mut E) -> Result<()> {
         Ok(())
     });
     let operation = "asking whether the server accepts writes";
-    read.await
-        .map_err(|stopped| stopped.or(|_, error| failed(Whose::Connection, operation, error)))?;
+    read.await.or_failed(Whose::Connection, operation)?;
     match reason.as_deref() {
         Some("") => Ok(()),
         Some(reason) => Err(Error::invalid_use(handle::<E>(), reason)),

@@ -7,7 +7,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use super::statements::{Statements, Target};
-use super::{Opening, Page, read_totals};
+use super::{MEASURING, Opening, Page};
 use crate::batch::Batch;
 use crate::counter::CounterId;
 use crate::engine::rows::{read_key, read_total};
@@ -64,6 +64,14 @@ pub(in crate::reconcile) fn source_failed<E: DriverError>(
         Some(fault) => Error::source_of(counter, format!("{what}: {fault}"), error.into_cause()),
         None => failed_on(what, counter, error),
     }
+}
+
+/// The error of queries of a source that were stopped.
+fn source_stopped<E: DriverError>(
+    what: &str,
+    counter: &CounterId,
+) -> impl FnOnce(Stopped<E>) -> Error {
+    move |stopped| stopped.or(|_, error| source_failed(what, counter, error))
 }
 
 impl<'a, D: Driver> RowSource<'a, D> {
@@ -137,11 +145,11 @@ impl<'a, D: Driver> RowSource<'a, D> {
         let counter = &self.counter;
         let keys = ask.keys.saturating_add(1);
         let Some(next) = self.next(ask)? else {
-            let totals = read_totals(executor, counter, &totals).await?;
+            let totals = read::keyed_totals(executor, counter, &totals, MEASURING).await?;
             return Ok(Page { totals, recounts: Vec::new(), end: None });
         };
         if self.by_tally {
-            let totals = read_totals(executor, counter, &totals).await?;
+            let totals = read::keyed_totals(executor, counter, &totals, MEASURING).await?;
             let recounts = self.sums_by_tally(executor, &next, ask.after.as_ref(), keys).await?;
             return Ok(Page { totals, recounts, end: None });
         }
@@ -160,7 +168,7 @@ impl<'a, D: Driver> RowSource<'a, D> {
                 Err(self.overflowing_key(executor, ask, keys, error).await)
             }
             Err(stopped) => Err(stopped.or(|at, error| match at {
-                0 => failed_on("measuring totals", counter, error),
+                0 => failed_on(MEASURING, counter, error),
                 _ => source_failed("recounting", counter, error),
             })),
         }
@@ -195,8 +203,7 @@ impl<'a, D: Driver> RowSource<'a, D> {
                 .map_err(|error| of_row(error, counter, Some(&key)))?;
             each(same_key(counter, share, &key)?)
         });
-        read.await
-            .map_err(|stopped| stopped.or(|_, error| source_failed("reading rows", counter, error)))
+        read.await.map_err(source_stopped("reading rows", counter))
     }
 
     /// What a row adds by its tally.
@@ -246,7 +253,7 @@ impl<'a, D: Driver> RowSource<'a, D> {
                     |key| Error::overflow(counter, key, "recount"),
                 ))
             }
-            Err(stopped) => Err(stopped.or(|_, error| source_failed("recounting", counter, error))),
+            Err(stopped) => Err(source_stopped("recounting", counter)(stopped)),
         }
     }
 
@@ -297,9 +304,7 @@ impl<'a, D: Driver> RowSource<'a, D> {
             key = Some(read_key(&self.counter, row, 0)?);
             Ok(())
         });
-        read.await.map_err(|stopped| {
-            stopped.or(|_, error| source_failed("recounting", &self.counter, error))
-        })?;
+        read.await.map_err(source_stopped("recounting", &self.counter))?;
         Ok(key)
     }
 
@@ -345,9 +350,7 @@ impl<'a, D: Driver> RowSource<'a, D> {
             dangling.push(read_key(counter, row, 0)?);
             Ok(())
         });
-        read.await.map_err(|stopped| {
-            stopped.or(|_, error| source_failed("looking for parents", counter, error))
-        })?;
+        read.await.map_err(source_stopped("looking for parents", counter))?;
         dangling.sort_unstable();
         Ok(dangling)
     }
@@ -359,9 +362,7 @@ impl<'a, D: Driver> RowSource<'a, D> {
             return Ok(self.sums_by_tally(executor, &query, None, 1).await?.is_empty());
         }
         let any = read::any(executor, &Query::new(self.statements.any.clone(), Vec::new())).await;
-        Ok(!any.map_err(|stopped| {
-            stopped.or(|_, error| source_failed("looking for rows", &self.counter, error))
-        })?)
+        Ok(!any.map_err(source_stopped("looking for rows", &self.counter))?)
     }
 
     /// A key as the parameters of this source's statements: one for each of its columns, so none
@@ -418,9 +419,7 @@ impl<'a, D: Driver> RowSource<'a, D> {
     ) -> Result<()> {
         let mut scratch = Batch::new();
         let read = executor.fetch(samples, |_, row| self.check_row(row, &mut scratch));
-        read.await.map_err(|stopped| {
-            stopped.or(|_, error| source_failed("reading a sample", &self.counter, error))
-        })
+        read.await.map_err(source_stopped("reading a sample", &self.counter))
     }
 
     /// What is wrong with rows, an error each, up to so many.
@@ -435,9 +434,7 @@ impl<'a, D: Driver> RowSource<'a, D> {
             faults.extend(self.check_row(row, &mut scratch).err());
             Ok(faults.len() < most)
         });
-        let read = read.await.map_err(|stopped| {
-            stopped.or(|_, error| source_failed("reading a sample", &self.counter, error))
-        });
+        let read = read.await.map_err(source_stopped("reading a sample", &self.counter));
         match read {
             // No row can be read after it.
             Err(error) if error.is_of_rows() => faults.push(error),
