@@ -42,7 +42,7 @@ struct File {
 
 impl File {
     fn new(journal: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::support::temp_dir();
         let file = Self { path: dir.path().join("app.db"), _dir: dir };
         let conn = file.open();
         conn.query_row(&format!("PRAGMA journal_mode = {journal}"), (), |_| Ok(())).unwrap();
@@ -336,7 +336,7 @@ fn missing_tables_are_an_error_that_says_how_to_create_them() {
 
 #[test]
 fn a_zero_byte_file_is_an_empty_database() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::support::temp_dir();
     let path = dir.path().join("empty.db");
     fs::write(&path, "").unwrap();
     let conn = Connection::open(&path).unwrap();
@@ -349,7 +349,7 @@ fn a_zero_byte_file_is_an_empty_database() {
 
 #[test]
 fn file_that_is_not_a_database_is_refused_and_unchanged() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::support::temp_dir();
     let path = dir.path().join("letter.txt");
     let letter = "Dear Sir or Madam, ".repeat(500);
     fs::write(&path, &letter).unwrap();

@@ -1045,7 +1045,7 @@ fn a_leaderboard_of_another_version_or_kind_is_refused() {
 
 #[test]
 fn two_connections_and_another_process_read_the_same_leaderboard() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::support::temp_dir();
     let path = dir.path().join("app.db");
     let (one, two) = (open(&path), open(&path));
     sql(&one, "PRAGMA journal_mode = WAL");

@@ -234,7 +234,7 @@ impl Sqlite {
 
 impl Subject for Sqlite {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::support::temp_dir();
         let conn = Self::open(&dir);
         conn.execute_batch(
             "CREATE TABLE votes (id INTEGER PRIMARY KEY, setlist INTEGER, day INTEGER, amount INTEGER);
@@ -644,7 +644,7 @@ fn shared_file(folder: &Path) -> Connection {
 
 #[test]
 fn on_sqlite_a_prune_beside_writers_leaves_nothing_below_its_cutoff() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::support::temp_dir();
     let open = || shared_file(dir.path());
     let conn = open();
     SqliteStore::new(&conn, &SCHEMA).create().unwrap();
@@ -775,7 +775,7 @@ fn sweep_removes_a_bounded_number_of_totals_of_0_and_changes_no_read() {
 
 #[test]
 fn sweep_takes_the_write_lock_only_if_there_are_rows_to_remove() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::support::temp_dir();
     let open = || Connection::open(dir.path().join("totals.db")).unwrap();
     let (conn, other) = (open(), open());
     conn.busy_timeout(std::time::Duration::ZERO).unwrap();
@@ -808,7 +808,7 @@ fn sweep_takes_the_write_lock_only_if_there_are_rows_to_remove() {
 /// Four writers change totals to 0 and back while a sweep removes those of 0.
 #[test]
 fn sweep_beside_writers_loses_no_total() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::support::temp_dir();
     let open = || shared_file(dir.path());
     let conn = open();
     SqliteStore::new(&conn, &FORUM).create().unwrap();

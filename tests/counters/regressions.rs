@@ -171,7 +171,7 @@ fn rows_that_count_without_a_key_are_refused_by_sql_and_by_tally() {
 /// took the write lock.
 #[test]
 fn verify_takes_no_write_lock_if_the_connection_defaults_to_immediate() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::temp_dir();
     let file = folder.path().join("votes.db");
     let mut conn = Connection::open(&file).unwrap();
     conn.execute_batch(

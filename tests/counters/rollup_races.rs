@@ -292,7 +292,7 @@ impl Drop for SetOnDrop<'_> {
 }
 
 fn write_in_threads_during_repairs(planting: bool, turns: usize) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::support::temp_dir();
     let path = create(&dir);
     thread::scope(|scope| {
         let writers: Vec<_> = (1..4)
@@ -333,7 +333,7 @@ fn a_writer_in_a_process_of_its_own() {
 
 #[test]
 fn processes_on_one_file_and_repairs_of_planted_drift_leave_every_level_exact() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::support::temp_dir();
     let path = create(&dir);
     let spawn = |seed: u64| {
         Command::new(std::env::current_exe().unwrap())

@@ -79,7 +79,7 @@ keys! {
 
 #[test]
 fn every_key_type_comes_back_from_a_file() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::temp_dir();
     let path = folder.path().join("totals");
     let store = MemoryStore::new(&EVERY_KEY);
     MemoryStore::new(&EVERY_KEY).snapshot().save(&path).unwrap();
@@ -333,7 +333,7 @@ fn names(folder: &Path) -> Vec<String> {
 
 #[test]
 fn errors_name_the_file_and_change_nothing_in_the_folder() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::temp_dir();
     let snapshot = fixture().snapshot();
     let at = |name: &str| folder.path().join(name);
     let failed = |error: Error, operation: &str, path: &Path| {
@@ -376,7 +376,7 @@ fn errors_name_the_file_and_change_nothing_in_the_folder() {
 /// writing is locked, and must not be removed.
 #[test]
 fn save_removes_only_temporary_files_of_killed_processes() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::temp_dir();
     let at = |name: &str| folder.path().join(name);
     let (left, held) =
         (".totals.keepcount-00000000000000aa.tmp", ".totals.keepcount-00000000000000bb.tmp");
@@ -404,7 +404,7 @@ fn save_removes_only_temporary_files_of_killed_processes() {
 
 #[test]
 fn threads_that_save_to_one_file_leave_one_complete_snapshot() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::temp_dir();
     let path = folder.path().join("totals");
     let snapshots = [1, 2, 3].map(|votes| {
         let (store, mut batch) = (MemoryStore::new(&SITE), Batch::new());
@@ -457,7 +457,7 @@ fn replay(store: &MemoryStore, stream: &str, seed: u64, done: impl Fn(u64)) {
 /// the streams.
 #[test]
 fn replay_from_the_offsets_of_a_restored_file_is_exact() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::temp_dir();
     let store = MemoryStore::new(&SITE);
     store.prune(DAYS, 2).unwrap();
     let left = AtomicUsize::new(STREAMS.len());
@@ -502,7 +502,7 @@ fn replay_from_the_offsets_of_a_restored_file_is_exact() {
 
 #[test]
 fn file_of_a_million_totals_has_eleven_bytes_for_each() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::temp_dir();
     let path = folder.path().join("totals");
     let (store, mut batch) = (MemoryStore::new(&SITE), Batch::new());
     (0..1_000_000).for_each(|setlist| batch.add(VOTES, setlist, 1 + setlist % 200));
@@ -591,7 +591,7 @@ fn checked_offsets(store: &MemoryStore) -> u64 {
 fn a_process_that_is_killed_while_it_saves_leaves_a_whole_file() {
     let rounds =
         std::env::var("KEEPCOUNT_CRASH_ROUNDS").map_or(12, |rounds| rounds.parse().unwrap());
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::temp_dir();
     let path = folder.path().join("totals");
     let (mut before, mut unfinished, mut random) = (0, 0, Random(5));
     for _ in 0..rounds {

@@ -119,7 +119,7 @@ fn commit_vetoed_by_a_hook_is_indeterminate() {
 
 #[test]
 fn transaction_is_refused_under_a_held_lock_or_inside_another() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::support::temp_dir();
     let open = || Connection::open(dir.path().join("app.db")).unwrap();
     let (conn, other) = (database(open()), open());
     conn.busy_timeout(std::time::Duration::ZERO).unwrap();

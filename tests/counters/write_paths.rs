@@ -104,7 +104,7 @@ fn database() -> Connection {
 }
 
 fn file() -> (TempDir, PathBuf) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::support::temp_dir();
     let path = dir.path().join("app.db");
     let conn = open(&path);
     conn.execute_batch("PRAGMA journal_mode = WAL").unwrap();
@@ -1251,7 +1251,7 @@ fn totals_reach_both_ends_of_64_bits_and_come_back() {
 /// other connections.
 #[test]
 fn apply_outside_a_transaction_is_atomic() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::support::temp_dir();
     let path = dir.path().join("app.db");
     let conn = Connection::open(&path).unwrap();
     SqliteStore::new(&conn, &THREE).create().unwrap();

@@ -160,7 +160,7 @@ fn ready_file() -> &'static [u8] {
 }
 
 fn ready_site(journal: Journal) -> Site {
-    let site = Site { dir: tempfile::tempdir().unwrap(), journal };
+    let site = Site { dir: crate::support::temp_dir(), journal };
     fs::write(site.path(), ready_file()).unwrap();
     if journal == Journal::Wal {
         site.open().query_row("PRAGMA journal_mode = WAL", (), |_| Ok(())).unwrap();

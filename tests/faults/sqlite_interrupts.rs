@@ -363,7 +363,7 @@ struct Place {
 
 impl Place {
     fn new(journal: Journal, file: &'static [u8]) -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), journal, file }
+        Self { dir: crate::support::temp_dir(), journal, file }
     }
 
     fn open(&self) -> Connection {

@@ -238,7 +238,7 @@ struct Site {
 
 impl Site {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::support::temp_dir();
         let path = dir.path().join("site.db");
         let conn = open(&path);
         conn.execute_batch(TABLES).unwrap();

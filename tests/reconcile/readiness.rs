@@ -702,7 +702,7 @@ fn a_token_of_another_mode_is_refused() {
 
 #[test]
 fn ready_step_that_meets_a_lock_is_busy_and_succeeds_when_repeated() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::support::temp_dir();
     let path = dir.path().join("site.db");
     let open = || {
         let conn = Connection::open(&path).unwrap();
@@ -980,7 +980,7 @@ fn ddl_text_for_a_new_database_makes_nothing_ready_in_one_with_tables() {
 
 /// A copy of the current database in a file of its own.
 fn backup(conn: &Connection) -> (tempfile::TempDir, Connection) {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::temp_dir();
     let file = folder.path().join("backup");
     conn.execute("VACUUM INTO ?1", [file.to_str().unwrap()]).unwrap();
     let restored = Connection::open(file).unwrap();

@@ -96,7 +96,7 @@ fn open(path: &Path) -> Connection {
 
 /// A database file in the given journal mode, and two connections to it.
 fn file(journal: &str) -> (tempfile::TempDir, Connection, Connection) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::support::temp_dir();
     let path = dir.path().join("app.db");
     let conn = open(&path);
     conn.execute_batch(&format!("PRAGMA journal_mode = {journal}; {TABLE}")).unwrap();
@@ -541,7 +541,7 @@ fn two_files(dir: &Path, journal: &str) -> Connection {
 #[test]
 fn verify_and_repair_of_rows_in_an_attached_file_are_exact_beside_a_writer() {
     for journal in ["WAL", "DELETE"] {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::support::temp_dir();
         let conn = two_files(dir.path(), journal);
         conn.execute_batch(
             &TABLE.replace("TABLE votes", "TABLE rows.votes").replace("INDEX ", "INDEX rows."),
@@ -580,7 +580,7 @@ fn verify_and_repair_of_rows_in_an_attached_file_are_exact_beside_a_writer() {
 #[test]
 fn rows_in_a_read_only_attached_file_are_refused_in_wal_mode() {
     for (journal, refused) in [("WAL", true), ("DELETE", false)] {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::support::temp_dir();
         let writer = two_files(dir.path(), journal);
         writer
             .execute_batch(

@@ -192,7 +192,7 @@ pub struct Site {
 
 impl Site {
     pub fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
+        Self { dir: crate::support::temp_dir() }
     }
 
     /// A site with these events replayed, from `base.jsonl`.

@@ -26,3 +26,21 @@ pub fn full_test_name(module: &str, name: &str) -> String {
     let within = module.split_once("::").map_or(String::new(), |(_, within)| format!("{within}::"));
     format!("{within}{name}")
 }
+
+/// A temporary folder: in memory where there is room, because most of what these tests would wait
+/// for is a disk that syncs. A process that is killed loses nothing there either.
+pub fn temp_dir() -> tempfile::TempDir {
+    static IN_MEMORY: std::sync::LazyLock<bool> = std::sync::LazyLock::new(has_room_in_memory);
+    if *IN_MEMORY { tempfile::tempdir_in(MEMORY) } else { tempfile::tempdir() }.unwrap()
+}
+
+const MEMORY: &str = "/dev/shm";
+const ROOM_KIB: u64 = 4 << 20;
+
+fn has_room_in_memory() -> bool {
+    // POSIX names the fourth column: blocks of 1 KiB that are available.
+    let df = std::process::Command::new("df").args(["-Pk", MEMORY]).output();
+    let told = df.map(|df| String::from_utf8_lossy(&df.stdout).into_owned()).unwrap_or_default();
+    let available = told.lines().nth(1).and_then(|line| line.split_whitespace().nth(3));
+    available.and_then(|kib| kib.parse().ok()).is_some_and(|kib: u64| kib >= ROOM_KIB)
+}

@@ -147,7 +147,7 @@ pub struct File {
 
 impl File {
     pub fn new(schema: &Schema) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::support::temp_dir();
         let file = Self { path: dir.path().join("app.db"), _dir: dir };
         let conn = open(&file.path, Duration::ZERO);
         conn.query_row("PRAGMA journal_mode = WAL", (), |_| Ok(())).unwrap();

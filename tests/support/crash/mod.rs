@@ -254,7 +254,7 @@ impl Site {
     }
 
     fn without_totals(journal: Journal) -> Self {
-        let site = Self { dir: tempfile::tempdir().unwrap(), journal };
+        let site = Self { dir: crate::support::temp_dir(), journal };
         let conn = Connection::open(site.path()).unwrap();
         // Small pages, so that a few rows touch many.
         conn.execute_batch("PRAGMA synchronous = OFF; PRAGMA page_size = 1024").unwrap();
