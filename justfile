@@ -74,6 +74,10 @@ simulate SECONDS="0":
 mutants TEXT="" HOW="":
     cargo run --release --target-dir target/mutants/tool --manifest-path tests/mutants/Cargo.toml -- '{{TEXT}}' '{{HOW}}'
 
+# What verify and repair need of memory, over so many votes.
+memory VOTES="2000000":
+    KEEPCOUNT_VOTES={{VOTES}} cargo test --test concert -- --nocapture memory::
+
 # Licences and sources of dependencies; needs cargo-deny.
 deny:
     cargo deny check bans licenses sources
