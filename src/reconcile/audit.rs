@@ -289,7 +289,8 @@ impl PageDiff {
     }
 }
 
-/// A repair of some keys, in key order.
+/// A repair of some keys, in the order in which they were found: that of
+/// [`PageDiff::drifts`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepairRequest {
     /// The counter.

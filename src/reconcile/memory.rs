@@ -28,7 +28,7 @@ use crate::counter::{Counter, CounterId, Rollup};
 use crate::error::{Cause, Error, Result};
 use crate::key::{Key, KeyBuf};
 use crate::store::MemoryStore;
-use crate::store::memory::{Before, Lone, RollupSnapshot};
+use crate::store::memory::{Before, CounterKey, RollupSnapshot};
 
 /// A [`MemoryStore`] and the rows that it counts.
 ///
@@ -379,7 +379,7 @@ impl Window {
     }
 
     fn fetch(&mut self, store: &MemoryStore, ask: &PageRequest, size: usize) -> Result<()> {
-        self.totals = store.page_unready(&ask.counter, ask.after.as_ref(), size)?.into();
+        self.totals = store.page_unchecked(&ask.counter, ask.after.as_ref(), size)?.into();
         self.whole = self.totals.len() < size;
         self.counter = Some(ask.counter);
         self.after.clone_from(&ask.after);
@@ -494,7 +494,7 @@ fn repair_alone(
     let cutoff = store.cutoff(position);
     let mut repaired = Repaired::default();
     for Recount { key, total: expected, .. } in &recounts {
-        let of = Lone { counter: ask.counter, position, key };
+        let of = CounterKey { counter: ask.counter, position, key };
         let stored = store.compare(&of, Before::Shut, (*expected, cutoff.as_ref()), true)?;
         repaired.corrected += u64::from(stored.is_some_and(|stored| stored != *expected));
     }

@@ -125,7 +125,8 @@ pub struct CounterReport {
     pub orphan: u64,
     /// Totals repaired.
     pub corrected: u64,
-    /// The first keys that differ, in key order.
+    /// The first keys that differ, in the order in which they were found: in key order, but an
+    /// audit that runs next to writers compares unresolved keys first.
     pub samples: Vec<Sample>,
     /// Keys of a membership whose parent does not exist, if the source says where parents are. They
     /// are not drift: the total matches the rows, but is summed under a parent that no reader will

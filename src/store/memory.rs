@@ -13,7 +13,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::num::NonZero;
 use std::time::Duration;
 
-pub(crate) use self::audited::{Before, Lone, Reading, RollupSnapshot};
+pub(crate) use self::audited::{Before, CounterKey, Reading, RollupSnapshot};
 
 use self::offsets::Offsets;
 pub use self::pending_write::PendingWrite;

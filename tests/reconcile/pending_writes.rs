@@ -602,9 +602,7 @@ fn begin_in_a_source_at_its_audits_barrier_is_refused_and_does_not_hang() {
             drop(audit);
             let refused = refused.into_inner();
             assert!(
-                refused.iter().all(
-                    |error| error.starts_with("begin: it is called by an audit that waits for")
-                )
+                refused.iter().all(|error| error.starts_with("begin: an audit that waits for"))
             );
             assert!(!refused.is_empty());
             // The barrier is open again.

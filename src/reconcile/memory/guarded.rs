@@ -12,7 +12,7 @@ use crate::counter::CounterId;
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;
 use crate::store::MemoryStore;
-use crate::store::memory::{Before, Lone, Reading, Shut};
+use crate::store::memory::{Before, CounterKey, Reading, Shut};
 
 pub(super) struct Guarded<'a> {
     grace_period: GracePeriod,
@@ -98,7 +98,7 @@ impl<'a> Guarded<'a> {
             self.settle_together(store, sources, (&ask.counter, position), &ask.keys, true)?;
         for key in &ask.keys {
             self.refuse_unguarded_hooks(store, &ask.counter)?;
-            let of = Lone { counter: ask.counter, position, key };
+            let of = CounterKey { counter: ask.counter, position, key };
             match found
                 .remove(key)
                 .map_or_else(|| self.settle(store, sources, &of, true), |found| Ok(Some(found)))?
@@ -117,7 +117,7 @@ impl<'a> Guarded<'a> {
 
     /// Returns whether a key's pending write was dropped and the fate of its rows may still be
     /// unknown.
-    fn is_unresolved(&self, store: &MemoryStore, of: &Lone<'_>) -> bool {
+    fn is_unresolved(&self, store: &MemoryStore, of: &CounterKey<'_>) -> bool {
         store.is_unresolved(of, self.settled(store))
     }
 
@@ -200,7 +200,7 @@ impl<'a> Guarded<'a> {
         let before = self.settled(store);
         let mut found = self.settle_together(store, sources, (counter, position), keys, false)?;
         for key in keys {
-            let of = Lone { counter: *counter, position, key };
+            let of = CounterKey { counter: *counter, position, key };
             let (settled, found) = match found.remove(key) {
                 Some(found) => (before, Some(found)),
                 None => (self.settled(store), self.settle(store, sources, &of, false)?),
@@ -232,14 +232,14 @@ impl<'a> Guarded<'a> {
             return Ok(found);
         }
         self.refuse_unguarded_hooks(store, counter)?;
-        let lone = |key: &'k KeyBuf| Lone { counter: *counter, position, key };
+        let of = |key: &'k KeyBuf| CounterKey { counter: *counter, position, key };
         let mut quiet = Vec::new();
         for key in keys {
             let left_alone = self.left_alone.contains_key(&(position, key.clone()));
-            let before = store.quiet(store.stripe_at(&lone(key)));
+            let before = store.quiet(store.stripe_at(&of(key)));
             // Check this after `quiet`, as `settle` does.
             if let Some(before) =
-                before.filter(|_| !left_alone && !self.is_unresolved(store, &lone(key)))
+                before.filter(|_| !left_alone && !self.is_unresolved(store, &of(key)))
             {
                 quiet.push((key, before));
             }
@@ -253,7 +253,7 @@ impl<'a> Guarded<'a> {
         self.refuse_unguarded_hooks(store, counter)?;
         for ((key, before), recount) in quiet.into_iter().zip(recounts) {
             let stored =
-                store.compare(&lone(key), before, (recount.total, cutoff.as_ref()), repair)?;
+                store.compare(&of(key), before, (recount.total, cutoff.as_ref()), repair)?;
             found.extend(stored.map(|stored| {
                 let drift =
                     Drift { key: recount.key, stored, expected: recount.total, rows: recount.rows };
@@ -270,7 +270,7 @@ impl<'a> Guarded<'a> {
         &mut self,
         store: &MemoryStore,
         sources: &mut Sources<'_>,
-        of: &Lone<'_>,
+        of: &CounterKey<'_>,
         repair: bool,
     ) -> Result<Option<Drift>> {
         let (stripe, now) = (store.stripe_at(of), self.runtime.now());
@@ -348,7 +348,7 @@ impl<'a> Guarded<'a> {
 fn attempt(
     store: &MemoryStore,
     sources: &mut Sources<'_>,
-    of: &Lone<'_>,
+    of: &CounterKey<'_>,
     before: Before,
     repair: bool,
 ) -> Result<Option<Drift>> {

@@ -10,7 +10,7 @@ use crate::counter::CounterId;
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;
 use crate::store::MemoryStore;
-use crate::store::memory::Lone;
+use crate::store::memory::CounterKey;
 
 pub(super) struct Unguarded<'a> {
     longest_delay: Duration,
@@ -49,7 +49,7 @@ impl<'a> Unguarded<'a> {
             let keys: Vec<&KeyBuf> = firsts.iter().map(|first| &first.key).collect();
             for (first, again) in firsts.iter().zip(sources.keys(store, &ask.counter, &keys)?) {
                 let stored =
-                    store.stored(&Lone { counter: ask.counter, position, key: &first.key });
+                    store.stored(&CounterKey { counter: ask.counter, position, key: &first.key });
                 let drift = |stored: i64, expected: i64| i128::from(stored) - i128::from(expected);
                 if drift(stored, again.total) == drift(first.stored, first.expected) {
                     once.drifts.push(Drift {

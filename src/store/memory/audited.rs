@@ -29,9 +29,9 @@ pub(crate) enum Before {
     Shut,
 }
 
-/// A key that is compared on its own.
+/// A key of a counter.
 #[derive(Debug)]
-pub(crate) struct Lone<'k> {
+pub(crate) struct CounterKey<'k> {
     pub(crate) counter: CounterId,
     pub(crate) position: usize,
     pub(crate) key: &'k KeyBuf,
@@ -66,7 +66,7 @@ impl MemoryStore {
     }
 
     /// Returns a key's total; its counter need not be ready.
-    pub(crate) fn stored(&self, of: &Lone<'_>) -> i64 {
+    pub(crate) fn stored(&self, of: &CounterKey<'_>) -> i64 {
         self.get(of.position, of.key)
     }
 
@@ -75,7 +75,7 @@ impl MemoryStore {
     }
 
     /// Returns the stripe of a key.
-    pub(crate) fn stripe_at(&self, of: &Lone<'_>) -> usize {
+    pub(crate) fn stripe_at(&self, of: &CounterKey<'_>) -> usize {
         self.stripe_of(self.spread(of.position, of.key, of.key.hash64()))
     }
 
@@ -98,7 +98,7 @@ impl MemoryStore {
     /// the cutoff below which the recount left rows out.
     pub(crate) fn compare(
         &self,
-        of: &Lone<'_>,
+        of: &CounterKey<'_>,
         before: Before,
         (expected, cutoff): (i64, Option<&KeyBuf>),
         repair: bool,
@@ -163,7 +163,7 @@ impl MemoryStore {
     }
 
     /// Returns whether a key's pending write was dropped after the time `settled`.
-    pub(crate) fn is_unresolved(&self, of: &Lone<'_>, settled: Option<Duration>) -> bool {
+    pub(crate) fn is_unresolved(&self, of: &CounterKey<'_>, settled: Option<Duration>) -> bool {
         let stripe = self.stripes.get(self.stripe_at(of));
         stripe.is_some_and(|stripe| stripe.lock().unresolved.is_fresh(of.position, of.key, settled))
     }
@@ -203,7 +203,7 @@ impl MemoryStore {
     }
 
     /// Forgets that a key's pending write was dropped, unless that was after `settled`.
-    pub(crate) fn clear_unresolved(&self, of: &Lone<'_>, settled: Option<Duration>) {
+    pub(crate) fn clear_unresolved(&self, of: &CounterKey<'_>, settled: Option<Duration>) {
         if let Some(stripe) = self.stripes.get(self.stripe_at(of)) {
             stripe.lock().unresolved.clear(of.position, of.key, settled);
         }

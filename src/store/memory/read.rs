@@ -74,21 +74,21 @@ impl MemoryStore {
         limit: usize,
     ) -> Result<Vec<(KeyBuf, i64)>> {
         self.readable(&counter)?;
-        self.range_unready(&counter, range, limit)
+        self.range_unchecked(&counter, range, limit)
     }
 
     /// The next totals after a key, of a counter that need not be ready.
-    pub(crate) fn page_unready(
+    pub(crate) fn page_unchecked(
         &self,
         counter: &CounterId,
         after: Option<&KeyBuf>,
         limit: usize,
     ) -> Result<Vec<(KeyBuf, i64)>> {
-        self.range_unready(counter, &behind(counter, after)?, limit)
+        self.range_unchecked(counter, &behind(counter, after)?, limit)
     }
 
     /// As [`read_range`](Self::read_range), for a counter that need not be ready.
-    fn range_unready(
+    fn range_unchecked(
         &self,
         counter: &CounterId,
         range: &KeyRange,
