@@ -185,6 +185,46 @@ fn two_repairs_beside_a_writer_repair_each_key_once() {
     }
 }
 
+/// A repair reads and corrects a total beyond 2^62 under other locks than a smaller one. It once
+/// read the total after it had let go of the lock under which it had checked that nothing was
+/// written. It then took away what a writer of this one key had added in between.
+#[test]
+fn repair_of_a_total_beyond_2_to_the_62_keeps_what_a_writer_of_its_key_adds() {
+    let Keys { here, .. } = keys();
+    for tries in [2, 0] {
+        check(move || {
+            let world = World::new();
+            world.show(&rows([(here, (1 << 62) + 5)])); // without a hook
+            let report = thread::scope(|scope| {
+                scope.spawn(|| {
+                    world.write([(here, 1)]);
+                    world.write([(here, -3)]);
+                });
+                world.repair(tries)
+            });
+            assert_repaired(&world, &report, &[]);
+            assert_eq!(unsettled(&report), []);
+        });
+    }
+}
+
+/// In the same window, a verify reported what the writer added as drift.
+#[test]
+fn verify_of_a_total_beyond_2_to_the_62_reports_only_drift_beside_a_writer_of_its_key() {
+    let Keys { here, .. } = keys();
+    check(move || {
+        let world = World::planted([(here, 1)]);
+        world.write([(here, (1 << 62) + 5)]);
+        let report = thread::scope(|scope| {
+            scope.spawn(|| world.write([(here, -9)]));
+            world.run(Mode::Verify, 1).unwrap()
+        });
+        let found: Vec<i64> =
+            report.counters[0].samples.iter().map(|found| found.stored - found.expected).collect();
+        assert_eq!((found, unsettled(&report)), (vec![1], vec![]), "{report}");
+    });
+}
+
 /// The repair raises a total to `i64::MAX`. The batch fits before the repair and overflows after
 /// it. The batch once checked that no total was that large, then the repair ran, and then the batch
 /// was added and overflowed.

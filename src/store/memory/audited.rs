@@ -126,15 +126,20 @@ impl MemoryStore {
             }
             return Ok(Some(stored));
         }
-        // Totals that feed rollups change only under the batch lock. With it held exclusively, the
-        // total stays when the stripe's lock is released. And a batch in progress from stripe to
-        // stripe relies on roomy totals until it ends.
+        // A total that feeds rollups changes only under the batch lock, and a batch in progress from
+        // stripe to stripe relies on roomy totals until it ends. A single delta of a plain counter
+        // takes its stripe's lock alone: so the total is read under the lock that shows that nothing
+        // began. What is written after that lock is released comes on top of the difference.
         let cutoffs = self.batch_lock.write();
-        if cutoffs.get(of.position).and_then(Option::as_ref) != cutoff || !unchanged(&stripe.lock())
-        {
+        if cutoffs.get(of.position).and_then(Option::as_ref) != cutoff {
             return Ok(None);
         }
-        let stored = self.get(of.position, of.key);
+        let state = stripe.lock();
+        if !unchanged(&state) {
+            return Ok(None);
+        }
+        let stored = state.tables.get(of.position).map_or(0, |table| table.get(hash, of.key));
+        drop(state);
         if repair && stored != expected {
             let mut lacking = Batch::new();
             lacking.add_raw(
