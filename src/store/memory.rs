@@ -206,14 +206,15 @@ impl MemoryStore {
             let spread = self.spread(position, &entry.key, hash);
             if let Some(totals) = self.apply_one((position, spread), entry, hash, 0) {
                 let applied = Applied::new(totals, 0);
-                applied.observe(observe::Backend::Memory, began, batch);
+                // Before the observer runs: if that panics, the batch must not look unapplied.
                 batch.spend();
+                applied.observe(observe::Backend::Memory, began, batch);
                 return Ok(applied);
             }
         }
         let applied = self.apply_many(batch, || ())?;
-        applied.observe(observe::Backend::Memory, began, batch);
         batch.spend();
+        applied.observe(observe::Backend::Memory, began, batch);
         Ok(applied)
     }
 
@@ -229,20 +230,21 @@ impl MemoryStore {
         stream_range: &StreamRange<'_>,
     ) -> Result<Applied> {
         self.note_unguarded();
-        self.apply_range(batch, stream_range)
+        let began = observe::begin(observe::Backend::Memory, batch);
+        let applied = self.apply_range(batch, stream_range)?;
+        applied.observe(observe::Backend::Memory, began, batch);
+        Ok(applied)
     }
 
+    /// Applies and empties the batch. The caller reports it afterwards, when the stream's turn has
+    /// ended: what an observer does is unknown.
     fn apply_range(&self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> Result<Applied> {
-        let began = observe::begin(observe::Backend::Memory, batch);
         let turn = self.offsets.turn(stream_range.stream());
         if !stream_range.follows(turn.last())? {
             batch.spend();
             return Ok(Applied::skipped());
         }
         let applied = self.apply_many(batch, || turn.set(stream_range.last()))?;
-        // End the turn before the observer runs: what a metrics recorder does is unknown here.
-        drop(turn);
-        applied.observe(observe::Backend::Memory, began, batch);
         batch.spend();
         Ok(applied)
     }

@@ -158,22 +158,19 @@ impl MemoryStore {
         Ok(())
     }
 
-    /// Applies the batch of a pending write, and ends the pending write if that succeeds.
+    /// Applies and empties the batch of a pending write, and ends the pending write, if that
+    /// succeeds. Nothing of the application runs in between.
     #[inline]
     fn commit(&self, batch: &mut Batch, over: &Over) -> Result<Applied> {
-        let began = observe::begin(observe::Backend::Memory, batch);
         if let (Over::One { position, hash }, Some((_, entry, of_key))) =
             (over, batch.single(SMALL))
             && let Some(totals) = self.apply_one((*position, *hash), entry, of_key, 1)
         {
-            let applied = Applied::new(totals, 0);
-            applied.observe(observe::Backend::Memory, began, batch);
             batch.spend();
-            return Ok(applied);
+            return Ok(Applied::new(totals, 0));
         }
         let applied = self.apply_many(batch, || ())?;
         self.end(over);
-        applied.observe(observe::Backend::Memory, began, batch);
         batch.spend();
         Ok(applied)
     }
@@ -228,8 +225,11 @@ impl PendingWrite<'_> {
     /// until a repair.
     #[inline]
     pub fn commit(mut self) -> Result<Applied> {
+        let began = observe::begin(observe::Backend::Memory, self.batch);
         let applied = self.store.commit(self.batch, &self.over)?;
+        // Before the observer runs: if that panics, the pending write must not end a second time.
         self.open = false;
+        applied.observe(observe::Backend::Memory, began, self.batch);
         Ok(applied)
     }
 
@@ -244,9 +244,11 @@ impl PendingWrite<'_> {
     ///
     /// As [`commit`](Self::commit) and [`Store::apply_idempotent`](crate::Store::apply_idempotent).
     pub fn commit_idempotent(mut self, stream_range: &StreamRange<'_>) -> Result<Applied> {
+        let began = observe::begin(observe::Backend::Memory, self.batch);
         let applied = self.store.apply_range(self.batch, stream_range)?;
         self.open = false;
         self.store.end(&self.over);
+        applied.observe(observe::Backend::Memory, began, self.batch);
         Ok(applied)
     }
 
