@@ -183,7 +183,7 @@ impl Runtime for SystemRuntime<'_> {
     }
 
     fn wait(&mut self, time: Duration, _: &str) {
-        let until = self.now() + time;
+        let until = self.now().saturating_add(time);
         let mut slice = Some(time.min(WAIT_SLICE));
         while let Some(time) = slice {
             std::thread::sleep(time);

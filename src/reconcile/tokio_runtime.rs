@@ -89,7 +89,7 @@ impl AsyncRuntime for TokioRuntime<'_> {
     }
 
     async fn wait(&mut self, time: Duration, _: &str) {
-        let until = self.now() + time;
+        let until = self.now().saturating_add(time);
         let mut slice = Some(time.min(WAIT_SLICE));
         while let Some(time) = slice {
             sleep(time).await;
@@ -215,5 +215,7 @@ mod tests {
         stop.store(true, Ordering::Relaxed);
         live.wait(Duration::from_secs(3), "duty cycle").await;
         assert_eq!(begun.elapsed(), Duration::from_secs(3) + WAIT_SLICE);
+        live.wait(Duration::MAX, "duty cycle").await;
+        assert_eq!(begun.elapsed(), Duration::from_secs(3) + 2 * WAIT_SLICE);
     }
 }

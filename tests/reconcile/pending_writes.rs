@@ -430,6 +430,61 @@ fn long_run_beside_many_writes_completes() {
     assert!(report.complete() && report.drift() == 60, "{report}");
 }
 
+/// Time that an audit adds to the clock could leave what a `Duration` holds, and the audit panicked.
+/// A key's barrier is shut in vain here, and it is skipped for the grace period.
+#[test]
+fn busy_key_is_unsettled_in_the_longest_grace_period() {
+    let (store, rows, clock) = (MemoryStore::new(&PLAIN), Rows::default(), AtomicU64::new(1));
+    rows.add(2, 3);
+    let (mut one, open) = (votes(2, 1), RefCell::new(None));
+    let one = RefCell::new(Some(&mut one));
+    let longest = GracePeriod::after(Duration::MAX);
+    let mut audit = MemoryAudit::live(&store, longest, Clock(&clock));
+    audit
+        .add(VOTES, |from| {
+            if let Some(one) = one.take() {
+                *open.borrow_mut() = store.try_begin(one).unwrap();
+            }
+            rows.votes(from)
+        })
+        .unwrap();
+    let report = run_over(&mut audit, Mode::Verify, &[VOTES.id()]).unwrap();
+    assert_eq!((report.drift(), report.counters[0].unsettled), (0, 1), "{report}");
+}
+
+/// A clock that the longest wait advances to the largest time.
+struct Ages(Duration);
+
+impl Runtime for Ages {
+    fn now(&mut self) -> Duration {
+        self.0
+    }
+
+    fn wait(&mut self, time: Duration, _: &str) {
+        self.0 = self.0.saturating_add(time);
+    }
+}
+
+#[test]
+fn key_that_differs_is_unsettled_while_hooks_may_take_for_ever() {
+    let (store, rows) = (MemoryStore::new(&PLAIN), Rows::default());
+    rows.add(2, 3);
+    let runtime = Ages(Duration::from_secs(1));
+    let mut audit = MemoryAudit::watching(&store, Duration::MAX, runtime);
+    audit.add(VOTES, |from| rows.votes(from)).unwrap();
+    let report = run_over(&mut audit, Mode::Verify, &[VOTES.id()]).unwrap();
+    assert_eq!((report.drift(), report.counters[0].unsettled), (0, 1), "{report}");
+}
+
+#[test]
+fn longest_wait_of_a_system_runtime_ends_when_it_is_stopped() {
+    let stop = AtomicBool::new(true);
+    let mut runtime = SystemRuntime::new().stop_flag(&stop);
+    runtime.now();
+    runtime.wait(Duration::MAX, "duty cycle");
+    assert!(runtime.now() < Duration::from_secs(20));
+}
+
 #[test]
 fn commit_idempotent_applies_the_events_of_a_range_once() {
     let store = MemoryStore::new(&PLAIN);

@@ -306,8 +306,8 @@ impl<'a> Guarded<'a> {
             }
         }
         if self.left_alone.len() < MAX_LEFT_ALONE {
-            self.left_alone
-                .insert((of.position, of.key.clone()), self.runtime.now() + self.grace_period.time);
+            let until = self.runtime.now().saturating_add(self.grace_period.time);
+            self.left_alone.insert((of.position, of.key.clone()), until);
         }
         Ok(None)
     }

@@ -69,14 +69,14 @@ impl<'a> Unguarded<'a> {
     /// Waits until every hook that was in progress has ended; returns `false` if the waits end too
     /// early.
     fn wait(&mut self) -> bool {
-        let until = self.runtime.now() + self.longest_delay;
+        let until = self.runtime.now().saturating_add(self.longest_delay);
         for _ in 0..MAX_WAITS {
             let now = self.runtime.now();
             if now > until {
                 return true;
             }
-            self.runtime
-                .wait(until.saturating_sub(now) + Duration::from_millis(1), "hooks under way");
+            let left = until.saturating_sub(now).saturating_add(Duration::from_millis(1));
+            self.runtime.wait(left, "hooks under way");
         }
         false
     }
