@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use keepcount::reconcile::audit::PageRequest;
 use keepcount::reconcile::{
-    GracePeriod, MemoryAudit, Mode, Options, Reconciler, Report, Runtime, SystemRuntime, run,
+    Audit, GracePeriod, MemoryAudit, Mode, Options, Reconciler, Report, Runtime, SystemRuntime, run,
 };
 use keepcount::{
     Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, PendingWrite, Record, Result, Schema,
@@ -428,6 +429,68 @@ fn long_run_beside_many_writes_completes() {
     )
     .unwrap();
     assert!(report.complete() && report.drift() == 60, "{report}");
+}
+
+/// A repair had passed a key whose pending write was dropped. The grace period ended, the next page
+/// compared the key first, and then failed. When the page was asked for again, the key was no longer
+/// remembered, and the drift stayed.
+#[test]
+fn drift_of_a_settled_key_is_found_again_after_its_page_failed() {
+    static NOW: AtomicU64 = AtomicU64::new(50);
+    for scanned in [false, true] {
+        NOW.store(50, Ordering::Relaxed);
+        let store = MemoryStore::new(&PLAIN)
+            .with_clock(|| Duration::from_secs(NOW.load(Ordering::Relaxed)));
+        let rows = Rows::default();
+        for show in 1..=9 {
+            store.begin(&mut votes(show, 1)).unwrap().commit().unwrap();
+            rows.add(show, 1);
+        }
+        let fails = Cell::new(false);
+        let result = |all: Vec<Votes>, fails: bool| {
+            let end = fails.then(|| Err("the connection is lost".into()));
+            all.into_iter().map(Ok).chain(end).collect::<Vec<_>>()
+        };
+        let mut audit = MemoryAudit::live(&store, GracePeriod::after(GRACE), Clock(&NEVER));
+        if scanned {
+            let calls = Cell::new(0);
+            audit.rows_fallible(&[VOTES.id()], {
+                let (rows, fails) = (&rows, &fails);
+                move || {
+                    // The first scan recounts the settled key, the second one is the page's.
+                    calls.set(if fails.get() { calls.get() + 1 } else { 0 });
+                    result(rows.votes(Bound::Unbounded), calls.get() == 2)
+                }
+            })
+        } else {
+            audit.add_fallible(VOTES, |from| {
+                let is_page = matches!(from, Bound::Excluded(_));
+                result(rows.votes(from), fails.get() && is_page)
+            })
+        }
+        .unwrap();
+        let ask = |after: Option<i64>| PageRequest {
+            counter: VOTES.id(),
+            after: after.map(KeyBuf::of::<i64>),
+            until: None,
+            keys: 4,
+        };
+        assert_eq!(audit.compare(&ask(None)).unwrap().drifts, []);
+
+        drop(store.begin(&mut votes(2, 1)).unwrap());
+        rows.add(2, 1);
+        NOW.store(50 + GRACE.as_secs(), Ordering::Relaxed);
+        fails.set(true);
+        let failed = audit.compare(&ask(Some(4))).unwrap_err();
+        assert!(failed.to_string().contains("the connection is lost"), "{failed}");
+        fails.set(false);
+        let found = audit.compare(&ask(Some(4))).unwrap();
+        let found: Vec<_> =
+            found.drifts.iter().map(|drift| (drift.stored, drift.expected)).collect();
+        assert_eq!(found, [(1, 2)], "scanned: {scanned}");
+        // It is reported once.
+        assert_eq!(audit.compare(&ask(Some(8))).unwrap().drifts, []);
+    }
 }
 
 /// Time that an audit adds to the clock could leave what a `Duration` holds, and the audit panicked.

@@ -66,19 +66,26 @@ impl<'a> Guarded<'a> {
             self.early.clear();
         }
         let mut diff = PageDiff::default();
-        // Recorded only after everything succeeded: a caller that asks again after an error has not
-        // received what was found.
         let mut early = BTreeSet::new();
         early.extend(store.due_unresolved(position, self.settled(store)));
         early.retain(|key| !self.early.contains(key));
-        self.probe_all(store, sources, (&ask.counter, position), &early, &mut diff)?;
+        let mut compared =
+            self.probe_all(store, sources, (&ask.counter, position), &early, &mut diff)?;
         let (page, touched) = self.read_page(store, sources, window, ask)?;
         let mut unresolved: BTreeSet<KeyBuf> = touched.into_iter().collect();
         unresolved.extend(page.drifts.into_iter().map(|drift| drift.key));
         unresolved.extend(store.unresolved(position, ask.after.as_ref(), page.next.as_ref()));
         unresolved.retain(|key| !self.early.contains(key) && !early.contains(key));
-        self.probe_all(store, sources, (&ask.counter, position), &unresolved, &mut diff)?;
+        let more =
+            self.probe_all(store, sources, (&ask.counter, position), &unresolved, &mut diff)?;
+        compared.extend(more);
+        // Only now that everything has succeeded: after an error, the caller asks again, and has not
+        // received what was found.
         self.early.append(&mut early);
+        for (key, settled) in &compared {
+            let of = CounterKey { counter: ask.counter, position, key };
+            store.clear_unresolved(&of, *settled);
+        }
         (diff.keys, diff.rows, diff.next) = (page.keys, page.rows, page.next);
         if diff.next.is_none() {
             self.reading = None;
@@ -188,7 +195,8 @@ impl<'a> Guarded<'a> {
         Ok(())
     }
 
-    /// Compares keys one by one.
+    /// Compares keys one by one. Returns those that were compared, each with the time such that
+    /// what was dropped at it or before was resolved by then.
     fn probe_all(
         &mut self,
         store: &MemoryStore,
@@ -196,7 +204,8 @@ impl<'a> Guarded<'a> {
         (counter, position): (&CounterId, usize),
         keys: &BTreeSet<KeyBuf>,
         into: &mut PageDiff,
-    ) -> Result<()> {
+    ) -> Result<Vec<(KeyBuf, Option<Duration>)>> {
+        let mut compared = Vec::new();
         let before = self.settled(store);
         let mut found = self.settle_together(store, sources, (counter, position), keys, false)?;
         for key in keys {
@@ -207,13 +216,13 @@ impl<'a> Guarded<'a> {
             };
             match found {
                 Some(found) => {
-                    store.clear_unresolved(&of, settled);
+                    compared.push((key.clone(), settled));
                     into.drifts.extend((found.stored != found.expected).then_some(found));
                 }
                 None => into.unsettled.push(key.clone()),
             }
         }
-        Ok(())
+        Ok(compared)
     }
 
     /// Compares keys by one recount of all of them, where each recount reads all rows, and repairs
