@@ -523,6 +523,8 @@ macro_rules! conformance_tests {
             streams_are_apart
             batches_of_every_kind_move_the_offset
             a_refused_batch_leaves_the_offset
+            a_repeat_of_an_invalid_batch_is_refused
+            an_invalid_batch_behind_a_gap_is_refused_as_invalid
             a_rollup_beyond_64_bits_leaves_the_offset
             a_repeat_is_skipped_where_it_has_no_room_any_more
             apply_leaves_offsets_alone

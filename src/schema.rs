@@ -405,8 +405,9 @@ impl Schema {
 
     /// Refuses a batch that every store must refuse before it reads a total.
     ///
-    /// Call it in your own store, unless [`RollupUpdate::run`](crate::backend::RollupUpdate::run)
-    /// computes what it writes.
+    /// Call it in your own store: before you look at the offset of a batch's events, and before you
+    /// write a batch, unless [`RollupUpdate::run`](crate::backend::RollupUpdate::run) computes what
+    /// you write.
     ///
     /// # Errors
     ///

@@ -239,6 +239,8 @@ impl MemoryStore {
     /// Applies and empties the batch. The caller reports it afterwards, when the stream's turn has
     /// ended: what an observer does is unknown.
     fn apply_range(&self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> Result<Applied> {
+        // As in SQL, a batch that no store accepts is refused whatever its events are.
+        self.schema.check_batch(batch)?;
         let turn = self.offsets.turn(stream_range.stream());
         if !stream_range.follows(turn.last())? {
             batch.spend();

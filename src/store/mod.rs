@@ -70,6 +70,9 @@ pub trait Store {
     /// wrote for them. The offset moves in the same transaction as the totals, also for a batch
     /// that counts nothing. So you can always retry after an unknown outcome.
     ///
+    /// A batch that [`check_batch`](crate::Schema::check_batch) refuses is refused first, whatever
+    /// its events are.
+    ///
     /// If your rows cannot be written twice, read the [`offset`](Self::offset) before you write
     /// them, under the same lock: in SQLite, in a transaction that began with BEGIN IMMEDIATE.
     ///

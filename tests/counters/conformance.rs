@@ -159,6 +159,7 @@ impl Store for Naive {
         batch: &mut Batch,
         stream_range: &StreamRange<'_>,
     ) -> Result<Applied> {
+        SCHEMA.check_batch(batch)?;
         if !stream_range.follows(self.offset(stream_range.stream())?)? {
             batch.spend();
             return Ok(Applied::skipped());
@@ -259,6 +260,8 @@ enum Fault {
     MovesOffsetsOfEveryApply,
     /// Rollups are updated, and may overflow, before the offset is checked.
     UpdatesRollupsBeforeItLooks,
+    /// The offset is checked before the batch.
+    LooksAtOffsetsFirst,
     /// An applied batch keeps its deltas, so it can be applied again.
     KeepsAppliedBatches,
     /// A skipped batch keeps its deltas, so it can be applied again.
@@ -419,6 +422,9 @@ impl Broken {
         };
         let (first, last) = (stream_range.first(), stream_range.last());
         let before = self.inner.offset(&stream)?;
+        if self.fault == Fault::LooksAtOffsetsFirst && !stream_range.follows(before)? {
+            return Ok(Applied::skipped());
+        }
         if self.fault == Fault::UpdatesRollupsBeforeItLooks {
             let inner = &mut self.inner;
             RollupUpdate::run(&SCHEMA, batch, |request| {
@@ -517,6 +523,8 @@ fn the_suite_fails_for_every_fault() {
         (Fault::FoldsStreams, "streams_are_apart"),
         (Fault::MovesOffsetsOfEveryApply, "apply_leaves_offsets_alone"),
         (Fault::UpdatesRollupsBeforeItLooks, "a_repeat_is_skipped_where_it_has_no_room_any_more"),
+        (Fault::LooksAtOffsetsFirst, "a_repeat_of_an_invalid_batch_is_refused"),
+        (Fault::LooksAtOffsetsFirst, "an_invalid_batch_behind_a_gap_is_refused_as_invalid"),
         (Fault::KeepsAppliedBatches, "an_applied_batch_is_empty_and_a_refused_one_is_kept"),
         (Fault::EmptiesRefusedBatches, "an_applied_batch_is_empty_and_a_refused_one_is_kept"),
         (Fault::ClearsAppliedBatches, "an_applied_batch_is_empty_and_a_refused_one_is_kept"),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     CHILD, DAYS, Expect, LARGE, MEMBERSHIP, NUMBER, OTHER, PAIR, PARENT, PARENT_DAYS, Random,
-    SMALL, Script, TEXT, TOP, TOP_MEMBERSHIP, add_all, batch, overflow,
+    SMALL, Script, TEXT, TOP, TOP_MEMBERSHIP, add_all, batch, overflow, two_records,
 };
 use crate::batch::Batch;
 use crate::conformance::Call;
@@ -243,6 +243,44 @@ pub(super) fn a_refused_batch_leaves_the_offset(script: &mut Script) {
     script.apply_idempotent(("votes", 4, 5), 1, seven);
     script.apply_idempotent(("new", 1, 2), 1, seven);
     script.holds(NUMBER, &[(7, 5)]);
+}
+
+/// Batches that no store may accept, whatever its totals are.
+fn invalid() -> Vec<(Expect, Batch)> {
+    let unknown = Counter::<i64>::new("conformance.unknown");
+    vec![
+        (Expect::UnknownCounter(unknown.id()), batch(|batch| batch.add(unknown, 7, 1))),
+        (
+            Expect::DefinitionConflict(NUMBER.id()),
+            batch(|batch| batch.add(NUMBER.version(2), 7, 1)),
+        ),
+        (Expect::Rollup(PARENT.id()), batch(|batch| batch.add(PARENT, "a", 1))),
+        (Expect::TwoRecords(OTHER.id()), batch(two_records)),
+    ]
+}
+
+/// A batch is checked before its events are: a repeat of an invalid batch shows a bug as well as
+/// the batch itself does.
+pub(super) fn a_repeat_of_an_invalid_batch_is_refused(script: &mut Script) {
+    three_votes(script);
+    for (expect, batch) in invalid() {
+        for (first, last) in [(1, 3), (2, 2)] {
+            script.stays(("votes", first, last), 3, expect.clone(), |to| *to = batch.clone());
+        }
+    }
+    script.stays(("votes", 1, 3), 3, Expect::Skipped, seven);
+    script.holds(NUMBER, &[(7, 3)]);
+}
+
+pub(super) fn an_invalid_batch_behind_a_gap_is_refused_as_invalid(script: &mut Script) {
+    three_votes(script);
+    for (expect, batch) in invalid() {
+        for (stream, first, last) in [("votes", 5, 6), ("votes", 3, 4), ("new", 2, 2)] {
+            let applied = if stream == "votes" { 3 } else { 0 };
+            script.stays((stream, first, last), applied, expect.clone(), |to| *to = batch.clone());
+        }
+    }
+    script.holds(NUMBER, &[(7, 3)]);
 }
 
 pub(super) fn a_rollup_beyond_64_bits_leaves_the_offset(script: &mut Script) {
