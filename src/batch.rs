@@ -48,12 +48,20 @@ pub struct Batch {
     /// at 2^64 - 1. It is `u64::MAX` when the batch was applied or must be refused. Stores read it
     /// only on their careful paths, which batches that large take.
     bulk: u64,
-    /// The position in `counters` of the first counter to which the tallies of two record types
-    /// added, and the second type.
-    two_records: Option<(u32, &'static Driver)>,
+    /// Why no store accepts the batch, and of which counter, as its position in `counters`.
+    refusal: Option<(u32, Refusal)>,
     /// Whether the entries were applied, so that the batch counts as empty. The next addition
     /// discards them; until then [`Applied::deltas`](crate::Applied::deltas) reads them.
     spent: bool,
+}
+
+/// What is wrong with a counter of a batch, whatever store it is applied to.
+#[derive(Debug, Clone, Copy)]
+enum Refusal {
+    /// The tallies of two record types added to it; this is the second one.
+    TwoRecords(&'static Driver),
+    /// A key does not decode.
+    Key,
 }
 
 /// A counter of a batch and the record type that adds to it; `None` if all of it was added by hand.
@@ -127,7 +135,7 @@ impl Batch {
             entries: Vec::new(),
             index: HashTable::new(),
             bulk: 0,
-            two_records: None,
+            refusal: None,
             spent: false,
         }
     }
@@ -168,11 +176,11 @@ impl Batch {
                     }
                 }
             }
-            if let Some((counter, second)) = other.two_records
+            if let Some((counter, why)) = other.refusal
                 && let Some(Named { id, .. }) = other.counters.get(counter as usize)
             {
                 let counter = self.counter_index(*id);
-                self.refuse(counter, second);
+                self.refuse(counter, why);
             }
         }
         other.clear();
@@ -186,7 +194,7 @@ impl Batch {
         self.entries.clear();
         self.index.clear();
         self.bulk = 0;
-        self.two_records = None;
+        self.refusal = None;
         self.spent = false;
     }
 
@@ -298,17 +306,25 @@ impl Batch {
         self.counters().iter().map(|counter| counter.id).collect()
     }
 
-    /// Refuses the batch if the tallies of two record types added to one counter.
+    /// Refuses the batch if the tallies of two record types added to one counter, or a key does not
+    /// decode.
     pub(crate) fn check_records(&self) -> Result<()> {
-        let Some((counter, second)) = self.two_records.filter(|_| !self.spent) else {
-            return Ok(());
-        };
-        match self.counters.get(counter as usize) {
-            Some(Named { id, by: Some(first) }) => Err(Error::TwoRecords {
-                counter: id.name(),
-                first: (first.name)(),
-                second: (second.name)(),
-            }),
+        let Some((counter, why)) = self.refusal.filter(|_| !self.spent) else { return Ok(()) };
+        match (self.counters.get(counter as usize), why) {
+            (Some(Named { id, by: Some(first) }), Refusal::TwoRecords(second)) => {
+                Err(Error::TwoRecords {
+                    counter: id.name(),
+                    first: (first.name)(),
+                    second: (second.name)(),
+                })
+            }
+            (Some(Named { id, .. }), Refusal::Key) => {
+                self.entries.iter().filter(|entry| entry.counter == counter).try_for_each(
+                    |Entry { key, .. }| {
+                        id.parts().check(key).map_err(|cause| Error::key(id, key, cause))
+                    },
+                )
+            }
             _ => Ok(()),
         }
     }
@@ -324,9 +340,21 @@ impl Batch {
 
     #[inline]
     pub(crate) fn add_key<K: Key>(&mut self, counter: Counter<K>, key: impl AsKey<K>, delta: i128) {
+        self.add_encoded(counter, key, delta);
+    }
+
+    /// Returns the counter's position in this batch. A key that does not decode refuses the batch:
+    /// a store could take it for another key.
+    #[inline]
+    fn add_encoded<K: Key>(&mut self, counter: Counter<K>, key: impl AsKey<K>, delta: i128) -> u32 {
         let mut raw = KeyBuf::new();
         key.encode(&mut raw);
-        self.add_raw(counter.id(), &mut raw, delta);
+        let is_key = key.is_trusted() || K::PARTS.check(&raw).is_ok();
+        let counter = self.add_raw(counter.id(), &mut raw, delta);
+        if !is_key {
+            self.refuse(counter, Refusal::Key);
+        }
+        counter
     }
 
     /// Like [`add_key`](Self::add_key), for a record's `tally`.
@@ -338,9 +366,7 @@ impl Batch {
         delta: i128,
         by: &'static Driver,
     ) {
-        let mut raw = KeyBuf::new();
-        key.encode(&mut raw);
-        let counter = self.add_raw(counter.id(), &mut raw, delta);
+        let counter = self.add_encoded(counter, key, delta);
         // A record type has one driver, usually at one address; a driver at another address is
         // compared by its name.
         if self
@@ -357,14 +383,14 @@ impl Batch {
     fn drive(&mut self, counter: u32, by: &'static Driver) {
         let Some(known) = self.counters.get_mut(counter as usize) else { return };
         match known.by {
-            Some(first) if !first.is_same(by) => self.refuse(counter, by),
+            Some(first) if !first.is_same(by) => self.refuse(counter, Refusal::TwoRecords(by)),
             _ => known.by = Some(by),
         }
     }
 
     #[cold]
-    fn refuse(&mut self, counter: u32, second: &'static Driver) {
-        self.two_records.get_or_insert((counter, second));
+    fn refuse(&mut self, counter: u32, why: Refusal) {
+        self.refusal.get_or_insert((counter, why));
         self.bulk = u64::MAX;
     }
 
@@ -435,12 +461,6 @@ impl Batch {
 
     #[inline]
     fn push(&mut self, entry: Entry, hash: u64) {
-        debug_assert!(
-            self.counters
-                .get(entry.counter as usize)
-                .is_none_or(|counter| counter.parts().values(&entry.key).is_ok()),
-            "an AsKey does not encode the counter's key"
-        );
         self.entries.push(entry);
         self.hashes.push(hash);
         if self.entries.len() == LINEAR {

@@ -46,6 +46,9 @@ pub trait Key: Sized + 'static {
 
 /// A value that can stand for a key of type `K`: `K` itself, a reference to it, a `&str` for a
 /// `String`, or a tuple of borrowed values for a tuple.
+///
+/// An implementation of your own must encode what `K` itself would. Every store refuses a key that
+/// does not decode ([`Error::Key`](crate::Error::Key)).
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot stand for a key of type `{K}`",
     note = "make a newtype a key with `keepcount::key!`; for an optional parent write `if let Some(..)` in the tally; an integer literal without a type is an i32"
@@ -53,12 +56,24 @@ pub trait Key: Sized + 'static {
 pub trait AsKey<K: Key> {
     /// Appends the encoded key.
     fn encode(&self, to: &mut KeyBuf);
+
+    /// Whether the encoding needs no check, as that of this crate's types.
+    #[doc(hidden)]
+    #[inline]
+    fn is_trusted(&self) -> bool {
+        false
+    }
 }
 
 impl<K: Key, T: AsKey<K> + ?Sized> AsKey<K> for &T {
     #[inline]
     fn encode(&self, to: &mut KeyBuf) {
         T::encode(self, to);
+    }
+
+    #[inline]
+    fn is_trusted(&self) -> bool {
+        T::is_trusted(self)
     }
 }
 
@@ -116,6 +131,11 @@ macro_rules! integer_keys {
             fn encode(&self, to: &mut KeyBuf) {
                 to.push(&(*self as $wide ^ $flip).to_be_bytes());
             }
+
+            #[inline]
+            fn is_trusted(&self) -> bool {
+                true
+            }
         }
     )*};
 }
@@ -148,6 +168,11 @@ impl AsKey<[u8; 16]> for [u8; 16] {
     fn encode(&self, to: &mut KeyBuf) {
         to.push(self);
     }
+
+    #[inline]
+    fn is_trusted(&self) -> bool {
+        true
+    }
 }
 
 #[cfg(feature = "uuid")]
@@ -164,6 +189,11 @@ impl AsKey<Self> for uuid::Uuid {
     #[inline]
     fn encode(&self, to: &mut KeyBuf) {
         to.push(self.as_bytes());
+    }
+
+    #[inline]
+    fn is_trusted(&self) -> bool {
+        true
     }
 }
 
@@ -182,6 +212,11 @@ macro_rules! text_keys {
             fn encode(&self, to: &mut KeyBuf) {
                 push_text(to, self);
             }
+
+            #[inline]
+            fn is_trusted(&self) -> bool {
+                true
+            }
         }
     )*};
 }
@@ -199,6 +234,11 @@ impl Key for () {
 impl AsKey<()> for () {
     #[inline]
     fn encode(&self, _: &mut KeyBuf) {}
+
+    #[inline]
+    fn is_trusted(&self) -> bool {
+        true
+    }
 }
 
 macro_rules! tuple_keys {
@@ -215,6 +255,11 @@ macro_rules! tuple_keys {
             #[inline]
             fn encode(&self, to: &mut KeyBuf) {
                 $(self.$at.encode(to);)*
+            }
+
+            #[inline]
+            fn is_trusted(&self) -> bool {
+                true $(&& self.$at.is_trusted())*
             }
         }
     };
@@ -259,11 +304,19 @@ macro_rules! key {
             fn encode(&self, to: &mut $crate::KeyBuf) {
                 $crate::AsKey::<$inner>::encode(&self.0, to);
             }
+
+            fn is_trusted(&self) -> bool {
+                $crate::AsKey::<$inner>::is_trusted(&self.0)
+            }
         }
 
         $(impl $crate::AsKey<$name> for $borrowed {
             fn encode(&self, to: &mut $crate::KeyBuf) {
                 $crate::AsKey::<$inner>::encode(self, to);
+            }
+
+            fn is_trusted(&self) -> bool {
+                $crate::AsKey::<$inner>::is_trusted(self)
             }
         })*
     };

@@ -411,7 +411,8 @@ impl Schema {
     ///
     /// # Errors
     ///
-    /// [`Error::TwoRecords`] if the tallies of two record types added to one counter; those of
+    /// [`Error::TwoRecords`] if the tallies of two record types added to one counter;
+    /// [`Error::Key`] for a key that does not decode; those of
     /// [`position`](Self::position) for a counter that the schema does not have; [`Error::Rollup`]
     /// for a rollup, since nothing may be added to one.
     ///

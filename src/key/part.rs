@@ -170,6 +170,15 @@ impl KeyParts {
             .collect::<Result<Vec<_>, _>>()?;
         if raw.is_empty() { Ok(values) } else { Err(KeyError::Malformed) }
     }
+
+    /// Checks what [`values`](Self::values) decodes, without an allocation for it.
+    pub(crate) fn check(&self, key: &KeyBuf) -> Result<(), KeyError> {
+        let mut raw = key.as_bytes();
+        for part in self.as_slice() {
+            part.take(&mut raw)?;
+        }
+        if raw.is_empty() { Ok(()) } else { Err(KeyError::Malformed) }
+    }
 }
 
 impl fmt::Display for KeyParts {

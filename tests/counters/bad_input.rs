@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use keepcount::backend::KeyRange;
 use keepcount::{
-    Batch, Counter, Error, Key, KeyBuf, KeyError, MemoryStore, Recovery, Result, Schema,
-    SqliteStore, Store,
+    AsKey, Batch, Counter, CounterId, Error, Key, KeyBuf, KeyError, MemoryStore, Recovery, Result,
+    Schema, SqliteStore, Store, StreamRange,
 };
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags};
@@ -267,6 +267,119 @@ fn an_unsigned_key_beyond_the_integers_of_sql_is_refused() {
     fits.add(LIKES, i64::MAX.cast_unsigned(), 1);
     store(&conn).apply(&mut fits).unwrap();
     assert_eq!(store(&conn).totals(LIKES).unwrap(), [(i64::MAX.cast_unsigned(), 1)]);
+}
+
+#[track_caller]
+fn assert_malformed<T: std::fmt::Debug>(result: Result<T>, counter: CounterId) {
+    let error = assert_error(result, Recovery::Permanent, &[counter.name(), "malformed key"]);
+    assert!(
+        matches!(&error, Error::Key { counter: name, cause: KeyError::Malformed, .. } if *name == counter.name()),
+        "{error:?}"
+    );
+}
+
+/// In memory, the total of a key that is none of the counter's was read as 0.
+#[test]
+fn read_of_a_key_of_another_type_is_refused_by_every_store() {
+    fn check(mut store: impl Store) {
+        for (counter, key) in [
+            (VOTES.id(), KeyBuf::of::<i32>(1)),
+            (VOTES.id(), KeyBuf::of::<i128>(1)),
+            (VOTES.id(), KeyBuf::new()),
+            (USES.id(), KeyBuf::of::<i64>(1)),
+            (USES.id(), KeyBuf::of::<(String, u8)>(("rock", 1))),
+            (PAIRS.id(), KeyBuf::of::<String>("rock")),
+        ] {
+            assert_malformed(store.read_keys(counter, std::slice::from_ref(&key)), counter);
+        }
+        let right = KeyBuf::of::<i64>(1);
+        assert_malformed(
+            store.read_keys(VOTES.id(), &[right.clone(), KeyBuf::of::<i32>(1)]),
+            VOTES.id(),
+        );
+        assert_malformed(store.total(VOTES, Short(1)), VOTES.id());
+        assert_eq!(store.read_keys(VOTES.id(), &[right]).unwrap(), [10]);
+        assert_eq!(store.total(PAIRS, ("rock", 1)).unwrap(), 0);
+    }
+    let conn = database();
+    check(store(&conn));
+    let memory = MemoryStore::new(&SCHEMA);
+    memory.apply(&mut batch(&[(1, 10)], &[])).unwrap();
+    assert_malformed(memory.total(VOTES, Short(1)), VOTES.id());
+    check(&memory);
+}
+
+/// Stands for a key of eight bytes, and encodes only four.
+#[derive(Clone, Copy)]
+struct Short(i32);
+
+impl AsKey<i64> for Short {
+    fn encode(&self, to: &mut KeyBuf) {
+        AsKey::<i32>::encode(&self.0, to);
+    }
+}
+
+/// Stands for a text, and encodes it without its end.
+struct Open(&'static str);
+
+impl AsKey<String> for Open {
+    fn encode(&self, to: &mut KeyBuf) {
+        to.push(self.0.as_bytes());
+    }
+}
+
+/// In memory, a short key was taken for a longer one. Once its table grew, nobody found its total
+/// any more, and one key could have two totals. A text without an end was kept, and then no page
+/// could be read that it was in.
+#[test]
+fn batch_with_a_key_that_does_not_decode_is_refused_by_every_store() {
+    fn check(mut store: impl Store, begin: impl Fn(&mut Batch)) {
+        let fill: [fn(&mut Batch); 4] = [
+            |batch| batch.add(VOTES, Short(1), 1),
+            |batch| {
+                (0..20).for_each(|key| batch.add(VOTES, key, 1));
+                batch.add(VOTES, Short(1), 1);
+                batch.add(USES, "rock", 1);
+            },
+            |batch| {
+                batch.add(USES, "rock", 1);
+                let mut released = Batch::new();
+                released.add(VOTES, Short(1), 1);
+                batch.merge(&mut released);
+            },
+            // Even if it sums to nothing.
+            |batch| {
+                batch.add(VOTES, Short(1), 1);
+                batch.add(VOTES, Short(1), -1);
+            },
+        ];
+        for fill in fill {
+            let mut batch = Batch::new();
+            fill(&mut batch);
+            let deltas = batch.len();
+            assert_malformed(SCHEMA.check_batch(&batch), VOTES.id());
+            assert_malformed(store.apply(&mut batch), VOTES.id());
+            let events = StreamRange::new("votes", 1, 1).unwrap();
+            assert_malformed(store.apply_idempotent(&mut batch, &events), VOTES.id());
+            begin(&mut batch);
+            assert_eq!(batch.len(), deltas, "a refused batch is unchanged");
+            batch.clear();
+            store.apply(&mut batch).unwrap();
+        }
+        let mut open = Batch::new();
+        open.add(USES, "rock", 1);
+        open.add(USES, Open("rock"), 1);
+        assert_malformed(store.apply(&mut open), USES.id());
+        assert_malformed(store.total(USES, Open("rock")), USES.id());
+        assert_eq!(store.offset("votes").unwrap(), 0);
+    }
+    let conn = database();
+    let before = dump(&conn);
+    check(store(&conn), |_| {});
+    assert_eq!(dump(&conn), before);
+    let memory = MemoryStore::new(&SCHEMA);
+    check(&memory, |batch| assert_malformed(memory.begin(batch), VOTES.id()));
+    assert_eq!((memory.len(VOTES).unwrap(), memory.len(USES).unwrap()), (0, 0));
 }
 
 #[test]

@@ -22,10 +22,17 @@ impl MemoryStore {
     /// # Errors
     ///
     /// [`Error::UnknownCounter`](crate::Error::UnknownCounter),
-    /// [`Error::DefinitionConflict`](crate::Error::DefinitionConflict), and
-    /// [`Error::NotReady`](crate::Error::NotReady).
+    /// [`Error::DefinitionConflict`](crate::Error::DefinitionConflict),
+    /// [`Error::NotReady`](crate::Error::NotReady), and [`Error::Key`](crate::Error::Key) for a key
+    /// that does not decode.
     pub fn total<K: Key>(&self, counter: Counter<K>, key: impl AsKey<K>) -> Result<i64> {
-        Ok(self.get(self.readable(&counter.id())?, &KeyBuf::of::<K>(key)))
+        let position = self.readable(&counter.id())?;
+        let is_trusted = key.is_trusted();
+        let key = KeyBuf::of::<K>(key);
+        if !is_trusted {
+            check_key(&counter.id(), &key)?;
+        }
+        Ok(self.get(position, &key))
     }
 
     pub(super) fn get(&self, position: usize, key: &KeyBuf) -> i64 {
@@ -51,7 +58,8 @@ impl MemoryStore {
 
     pub(super) fn read(&self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
         let position = self.readable(&counter)?;
-        Ok(keys.iter().map(|key| self.get(position, key)).collect())
+        let total = |key: &KeyBuf| check_key(&counter, key).map(|()| self.get(position, key));
+        keys.iter().map(total).collect()
     }
 
     /// Returns the first totals of a range, in key order, at most `limit`.
@@ -243,6 +251,11 @@ impl MemoryStore {
         };
         Ok(self.schema.with_bases(&[spec.id()])?.into_iter().find(|id| !is_ready(id)))
     }
+}
+
+/// Refuses what is no key of the counter.
+fn check_key(counter: &CounterId, key: &KeyBuf) -> Result<()> {
+    counter.parts().check(key).map_err(|cause| Error::key(counter, key, cause))
 }
 
 /// Refuses a bound that is neither a key of the counter nor the first parts of one.
