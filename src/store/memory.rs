@@ -13,8 +13,9 @@ use std::hash::{BuildHasher, RandomState};
 use std::num::NonZero;
 use std::time::Duration;
 
-pub(crate) use self::audited::{Before, CounterKey, Reading, RollupSnapshot};
+pub(crate) use self::audited::{Before, CounterKey, Noting, RollupSnapshot};
 
+use self::audited::Notings;
 use self::offsets::Offsets;
 pub use self::pending_write::PendingWrite;
 pub use self::snapshot::Snapshot;
@@ -75,10 +76,10 @@ pub struct MemoryStore {
     ready: Box<[AtomicBool]>,
     /// The number of counters that are not ready; a read checks it first.
     unready: AtomicU64,
-    /// The number of audits that are reading now: pending writes note their keys for them. Changed
-    /// under the lock `reading`.
-    watched: AtomicU64,
-    reading: Mutex<()>,
+    /// The number of the newest noting, while any exists; else 0. Pending writes note their keys
+    /// while it is not 0. Changed under the lock `notings`.
+    noting: AtomicU64,
+    notings: Mutex<Notings>,
     /// `audits` is the number of audits so far that rely on pending writes; `unguarded` is the
     /// value it had when a hook last ran without a pending write.
     audits: AtomicU64,
@@ -142,8 +143,8 @@ impl MemoryStore {
             offsets: Offsets::default(),
             ready: schema.counters().iter().map(|_| AtomicBool::new(true)).collect(),
             unready: AtomicU64::new(0),
-            watched: AtomicU64::new(0),
-            reading: Mutex::new(()),
+            noting: AtomicU64::new(0),
+            notings: Mutex::new(Notings::default()),
             audits: AtomicU64::new(0),
             unguarded: AtomicU64::new(0),
             moved: AtomicU64::new(0),

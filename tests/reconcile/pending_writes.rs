@@ -431,6 +431,43 @@ fn long_run_beside_many_writes_completes() {
     assert!(report.complete() && report.drift() == 60, "{report}");
 }
 
+/// Two audits took pages in turn, so that one of them was always reading. The notes of touched keys
+/// were then kept from the first page to the last, and both audits were refused as too busy.
+#[test]
+fn two_long_runs_beside_many_writes_complete() {
+    let (store, rows) = (MemoryStore::new(&PLAIN), Rows::default());
+    (0..60).for_each(|show| rows.add(show, 1));
+    let touched = Cell::new(1_000_000);
+    let audit = || {
+        let mut audit = MemoryAudit::live(&store, GracePeriod::after(GRACE), SystemRuntime::new());
+        let (touched, store, rows) = (&touched, &store, &rows);
+        audit
+            .add(VOTES, move |from| {
+                // All pages together touch more keys than all stripes have room for, one page does
+                // not.
+                if !matches!(from, Bound::Included(_)) {
+                    for _ in 0..60_000 {
+                        touched.set(touched.get() + 1);
+                        store.begin(&mut votes(touched.get(), 1)).unwrap().abort();
+                    }
+                }
+                rows.votes(from)
+            })
+            .unwrap();
+        audit
+    };
+    let mut audits = [audit(), audit()];
+    let mut drifts = [0, 0];
+    for page in 0..12 {
+        for (audit, drifts) in audits.iter_mut().zip(&mut drifts) {
+            let after = (page > 0).then(|| KeyBuf::of::<i64>(page * 5 - 1));
+            let ask = PageRequest { counter: VOTES.id(), after, until: None, keys: 5 };
+            *drifts += audit.compare(&ask).unwrap().drifts.len();
+        }
+    }
+    assert_eq!(drifts, [60, 60]);
+}
+
 /// A repair had passed a key whose pending write was dropped. The grace period ended, the next page
 /// compared the key first, and then failed. When the page was asked for again, the key was no longer
 /// remembered, and the drift stayed.

@@ -12,7 +12,7 @@ use crate::counter::CounterId;
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;
 use crate::store::MemoryStore;
-use crate::store::memory::{Before, CounterKey, Reading, Shut};
+use crate::store::memory::{Before, CounterKey, Noting, Shut};
 
 pub(super) struct Guarded<'a> {
     grace_period: GracePeriod,
@@ -20,7 +20,7 @@ pub(super) struct Guarded<'a> {
     audit: u64,
     runtime: Box<dyn Runtime + 'a>,
     /// Exists as long as the window of totals that was fetched after it began.
-    reading: Option<Reading<'a>>,
+    noting: Option<Noting<'a>>,
     /// Unresolved keys of the current counter that were compared before their pages.
     early: BTreeSet<KeyBuf>,
     /// Keys whose barrier was shut in vain, and until when they are skipped.
@@ -47,7 +47,7 @@ impl<'a> Guarded<'a> {
             grace_period,
             audit,
             runtime,
-            reading: None,
+            noting: None,
             early: BTreeSet::new(),
             left_alone: BTreeMap::new(),
         }
@@ -88,7 +88,7 @@ impl<'a> Guarded<'a> {
         }
         (diff.keys, diff.rows, diff.next) = (page.keys, page.rows, page.next);
         if diff.next.is_none() {
-            self.reading = None;
+            self.noting = None;
         }
         Ok(diff)
     }
@@ -148,16 +148,16 @@ impl<'a> Guarded<'a> {
         let position = store.schema().position(&ask.counter)?;
         let wanted = ask.keys.saturating_add(1);
         for more in [store.len(ask.counter)? / WINDOWS, 0] {
-            if self.reading.is_none() || !window.has(ask, wanted) || more == 0 {
-                self.begin_reading(store, &ask.counter)?;
+            if self.noting.is_none() || !window.has(ask, wanted) || more == 0 {
+                self.begin_noting(store, &ask.counter)?;
                 window.fetch(store, ask, wanted + more)?;
             }
             let from = ask.after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
             let recounts = sources.page(store, &ask.counter, from, wanted)?;
             let page = merge(ask, recounts, window.totals.iter().take(wanted).cloned().collect())?;
-            let touched = self.reading.as_ref().and_then(|reading| {
+            let touched = self.noting.as_ref().and_then(|noting| {
                 let after = ask.after.as_ref();
-                reading.touched(position, after, page.next.as_ref())
+                noting.touched(position, after, page.next.as_ref())
             });
             if let Some(touched) = touched {
                 // Check this after the notes: a pending write that is not among them was dropped
@@ -170,19 +170,18 @@ impl<'a> Guarded<'a> {
                 return Ok((page, touched));
             }
         }
-        // Drop the reading, so that the next one clears the notes: they stay while any reading
-        // exists.
-        self.reading = None;
+        // Drop it, so that nobody notes keys in vain until the page is asked for again.
+        self.noting = None;
         Err(busy(&ask.counter, "too many writes began while a page was read; make pages smaller"))
     }
 
     /// Makes pending writes note their keys from now on; those that began before have ended when
     /// this returns.
-    fn begin_reading(&mut self, store: &'a MemoryStore, counter: &CounterId) -> Result<()> {
-        // Drop the old reading first: notes stay while any reading exists, and the old notes are of
+    fn begin_noting(&mut self, store: &'a MemoryStore, counter: &CounterId) -> Result<()> {
+        // Drop the old noting first: notes stay while any noting exists, and the old notes are of
         // totals that are fetched again.
-        self.reading = None;
-        let reading = store.reading();
+        self.noting = None;
+        let noting = store.note_writes();
         for stripe in 0..store.stripe_count() {
             if !self.wait_for_quiet(store, stripe) && self.shut(store, stripe).is_none() {
                 return Err(busy(
@@ -191,7 +190,7 @@ impl<'a> Guarded<'a> {
                 ));
             }
         }
-        self.reading = Some(reading);
+        self.noting = Some(noting);
         Ok(())
     }
 

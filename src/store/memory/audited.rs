@@ -18,7 +18,19 @@ use crate::sync::Ordering;
 
 /// While it exists, pending writes note their keys.
 #[derive(Debug)]
-pub(crate) struct Reading<'s>(&'s MemoryStore);
+pub(crate) struct Noting<'s> {
+    store: &'s MemoryStore,
+    number: u64,
+}
+
+/// The notings of a store. Several audits may have one each.
+#[derive(Debug, Default)]
+pub(super) struct Notings {
+    /// How many ever began; also the number of the newest.
+    begun: u64,
+    /// How many exist.
+    existing: u64,
+}
 
 /// The state of a key's stripe before the key's rows were recounted.
 #[derive(Debug, Clone, Copy)]
@@ -54,15 +66,16 @@ impl MemoryStore {
         self.clock.now()
     }
 
-    /// Begins to read: from now on pending writes note their keys.
-    pub(crate) fn reading(&self) -> Reading<'_> {
-        let turn = self.reading.lock();
-        if self.watched.load(Ordering::SeqCst) == 0 {
+    /// From now on pending writes note their keys, until what this returns is dropped.
+    pub(crate) fn note_writes(&self) -> Noting<'_> {
+        let mut notings = self.notings.lock();
+        if notings.existing == 0 {
             self.stripes.iter().for_each(|stripe| stripe.lock().noted.clear());
         }
-        self.watched.fetch_add(1, Ordering::SeqCst);
-        drop(turn);
-        Reading(self)
+        notings.begun += 1;
+        notings.existing += 1;
+        self.noting.store(notings.begun, Ordering::SeqCst);
+        Noting { store: self, number: notings.begun }
     }
 
     /// Returns a key's total; its counter need not be ready.
@@ -274,9 +287,10 @@ impl MemoryStore {
     }
 }
 
-impl Reading<'_> {
-    /// Returns the keys of a counter, in order, over which pending writes began since this reading
-    /// did, after `after` and up to `until`. `None` if there were too many to note.
+impl Noting<'_> {
+    /// Returns the keys of a counter, in order, over which pending writes began since this noting
+    /// did, after `after` and up to `until`. `None` if there were too many to note; begin a new
+    /// noting then, which has room again.
     pub(crate) fn touched(
         &self,
         position: usize,
@@ -284,9 +298,11 @@ impl Reading<'_> {
         until: Option<&KeyBuf>,
     ) -> Option<Vec<KeyBuf>> {
         let mut touched = Vec::new();
-        for stripe in &self.0.stripes {
+        for stripe in &self.store.stripes {
             let state = stripe.lock();
-            if state.noted.full {
+            if state.noted.lost >= self.number {
+                drop(state);
+                self.discard();
                 return None;
             }
             let behind = state.noted.behind(position, after);
@@ -296,14 +312,28 @@ impl Reading<'_> {
         touched.sort_unstable();
         Some(touched)
     }
+
+    /// Discards the notes of the stripes that had room: they are about as full. A newer noting that
+    /// needs them begins anew too.
+    fn discard(&self) {
+        let notings = self.store.notings.lock();
+        for stripe in &self.store.stripes {
+            let mut state = stripe.lock();
+            if state.noted.lost < self.number {
+                state.noted.discard(notings.begun);
+            }
+        }
+    }
 }
 
-impl Drop for Reading<'_> {
+impl Drop for Noting<'_> {
     fn drop(&mut self) {
-        let _turn = self.0.reading.lock();
-        if self.0.watched.fetch_sub(1, Ordering::SeqCst) == 1 {
+        let mut notings = self.store.notings.lock();
+        notings.existing -= 1;
+        if notings.existing == 0 {
             // Nothing reads the notes any more.
-            self.0.stripes.iter().for_each(|stripe| stripe.lock().noted.clear());
+            self.store.noting.store(0, Ordering::SeqCst);
+            self.store.stripes.iter().for_each(|stripe| stripe.lock().noted.clear());
         }
     }
 }

@@ -152,8 +152,11 @@ impl MemoryStore {
         }
         // Check this after the stripes have counted the pending write: an audit that begins to read
         // a page announces it first, and then checks for open ones.
-        if self.watched.load(Ordering::SeqCst) > 0 {
-            self.each_key(batch, |position, key, state| state.noted.add(position, key));
+        if self.noting.load(Ordering::SeqCst) > 0 {
+            // Load the number under the stripe's lock: no noting with notes in it is newer.
+            self.each_key(batch, |position, key, state| {
+                state.noted.add(position, key, self.noting.load(Ordering::SeqCst));
+            });
         }
         Ok(())
     }

@@ -39,7 +39,7 @@ pub(super) struct StripeState {
 
 /// The bit of `begun` that marks the barrier as shut.
 const SHUT: u64 = 1 << 63;
-/// Keys that a stripe notes while pages are read. If there are more, the page is read again.
+/// Keys that a stripe notes while pages are read. If there are more, the pages are read again.
 const MAX_NOTED: usize = 16_384;
 /// Unresolved keys that a stripe remembers. If there are more, all of its keys are unresolved for a
 /// while.
@@ -128,17 +128,25 @@ impl Drop for Shut<'_> {
 #[derive(Debug, Default)]
 pub(super) struct Noted {
     keys: BTreeSet<(usize, KeyBuf)>,
-    /// Whether there was no room for a key.
-    pub(super) full: bool,
+    /// The newest noting that lacks keys, because there was no room; all older ones lack them too.
+    /// 0 if no noting lacks any.
+    pub(super) lost: u64,
 }
 
 impl Noted {
-    pub(super) fn add(&mut self, position: usize, key: &KeyBuf) {
-        if self.keys.len() < MAX_NOTED {
-            self.keys.insert((position, key.clone()));
-        } else {
-            self.full = true;
+    /// Notes a key. If there is no room, all keys are discarded: every noting up to the `newest`
+    /// must begin anew, so that nobody needs them.
+    pub(super) fn add(&mut self, position: usize, key: &KeyBuf, newest: u64) {
+        self.keys.insert((position, key.clone()));
+        if self.keys.len() > MAX_NOTED {
+            self.discard(newest);
         }
+    }
+
+    /// Discards the keys, which every noting up to the `newest` then lacks.
+    pub(super) fn discard(&mut self, newest: u64) {
+        self.keys.clear();
+        self.lost = self.lost.max(newest);
     }
 
     /// Returns the keys of one counter, from its first one on or after `after`.
