@@ -4,7 +4,7 @@
 //! An application that counts and reads names nothing of this. The module `executor` has what the
 //! drivers of SQL stores implement, and [`reconcile::audit`](crate::reconcile::audit) for an audit.
 
-pub use crate::counter::range::{KeyBounds, KeyRange};
+pub use crate::counter::key_range::{KeyBounds, KeyRange};
 pub use crate::counter::{CounterSpec, Rollup};
 pub use crate::key::{KeyPart, KeyParts, KeyValue};
 pub use crate::leaderboard::{LeaderboardId, Unscored};

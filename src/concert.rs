@@ -3,16 +3,16 @@
 //! Nothing here is special: an application in any other domain declares its own counters the same
 //! way.
 
-mod shows;
 mod trends;
+mod upcoming_shows;
 
 use std::fmt;
 use std::marker::PhantomData;
 use std::str::FromStr;
 
-pub use self::shows::{ShowScore, ShowStanding};
 use self::trends::Listed;
 pub use self::trends::{Decaying, Trend, Trends, Week};
+pub use self::upcoming_shows::{ShowScore, ShowStanding};
 use crate::batch::{Record, Tally};
 use crate::counter::{Counter, CounterSpec};
 use crate::date::Date;

@@ -12,12 +12,12 @@ mod cases;
 
 use crate::batch::Batch;
 use crate::counter::CounterId;
-use crate::counter::range::KeyRange;
+use crate::counter::key_range::KeyRange;
 use crate::error::{Error, Recovery, Result};
 use crate::key::KeyBuf;
-use crate::offset::StreamRange;
 use crate::schema::Schema;
 use crate::store::{Applied, AsyncStore, Store};
+use crate::stream_range::StreamRange;
 use cases::{
     CHILD, DAYS, ID, LARGE, MEMBERSHIP, NUMBER, ONE, OTHER, PAIR, PARENT, PARENT_DAYS, SCRIPTS,
     SMALL, Script, TEXT, TOP, TOP_MEMBERSHIP, TRIPLE, WIDE, WIDEST, Write,

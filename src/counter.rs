@@ -1,13 +1,13 @@
 //! A counter's handles: `Counter<K>` with its key type, `CounterId` without it, `CounterSpec` with
 //! its storage, and `Rollup` for what it sums.
 
-pub(crate) mod range;
+pub(crate) mod key_range;
 
 use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
-use self::range::{CounterRange, KeyBounds, KeyRange};
+use self::key_range::{CounterRange, KeyBounds, KeyRange};
 use crate::key::{AsKey, Key, KeyBuf, KeyError, KeyParts};
 
 /// A counter grouped by keys of type `K`.

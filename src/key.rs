@@ -1,17 +1,17 @@
 //! What counters are grouped by: the key traits, and the types that implement them.
 
-mod before;
 mod buf;
 mod encoding;
-mod part;
-mod text;
+mod from_text;
+mod predecessor;
+mod untyped;
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 pub use self::buf::KeyBuf;
 use self::encoding::{push_text, take_array, take_text};
-pub use self::part::{KeyPart, KeyParts, KeyValue};
+pub use self::untyped::{KeyPart, KeyParts, KeyValue};
 
 /// A type that a counter can be grouped by.
 ///

@@ -88,6 +88,7 @@ pub mod concert;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod counter;
+mod cutoff;
 mod date;
 mod decay;
 #[cfg(any(doc, doctest))]
@@ -103,26 +104,25 @@ pub mod job;
 mod key;
 mod leaderboard;
 #[cfg(feature = "memory")]
+mod locks;
+#[cfg(feature = "memory")]
 mod memory_leaderboard;
+#[doc(hidden)]
+pub mod nondeterminism;
 pub mod observe;
-mod offset;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod reconcile;
-#[doc(hidden)]
-pub mod replay;
-mod retention;
 mod rollup_update;
 mod schema;
 pub mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod store;
-#[cfg(feature = "memory")]
-mod sync;
+mod stream_range;
 
 pub use batch::{Batch, Record, Tally};
-pub use counter::range::CounterRange;
+pub use counter::key_range::CounterRange;
 pub use counter::{Counter, CounterId};
 pub use date::{Date, NoDate};
 pub use decay::{Decayed, HalfLife};
@@ -133,7 +133,6 @@ pub use key::{AsKey, Key, KeyBuf, KeyError};
 pub use leaderboard::{Leaderboard, Ranked, Score, Standing};
 #[cfg(feature = "memory")]
 pub use memory_leaderboard::MemoryLeaderboard;
-pub use offset::StreamRange;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
 pub use schema::Schema;
@@ -144,3 +143,4 @@ pub use store::{Applied, AsyncStore, Store};
 pub use store::{MemoryStore, PendingWrite, Snapshot};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub use store::{Sweep, Swept};
+pub use stream_range::StreamRange;

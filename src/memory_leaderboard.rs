@@ -7,7 +7,7 @@ use std::fmt;
 
 use self::score_index::ScoreIndex;
 use crate::counter::CounterId;
-use crate::counter::range::KeyRange;
+use crate::counter::key_range::KeyRange;
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::leaderboard::{Cell, Leaderboard, LeaderboardId, Ranked, Score, Standing};

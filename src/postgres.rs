@@ -7,7 +7,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, GenericClient, Transaction};
 
 use crate::batch::Batch;
-use crate::counter::range::KeyRange;
+use crate::counter::key_range::KeyRange;
 use crate::counter::{Counter, CounterId};
 use crate::drivers::tokio_postgres::{
     Postgres, PreparedStatements, commit_failed, end_transaction, write_in_own,
@@ -17,9 +17,9 @@ use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::leaderboard::{Leaderboard, Ranked, Score, Standing};
 use crate::observe;
-use crate::offset::StreamRange;
 use crate::schema::Schema;
 use crate::store::{Applied, AsyncStore, Sweep, Swept};
+use crate::stream_range::StreamRange;
 
 /// Totals in tables next to the application's rows.
 ///
@@ -152,7 +152,7 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     /// catalogue, a table does not match the schema, a name is too long for PostgreSQL, or the
     /// catalogue is in another schema than the first of `search_path`. Nothing is created then.
     pub async fn create(&mut self) -> Result<()> {
-        engine::schema::create(&mut self.executor(), self.schema, false).await
+        engine::tables::create(&mut self.executor(), self.schema, false).await
     }
 
     /// Like [`create`](Self::create), for counters of rows that already exist: no new counter is
@@ -162,7 +162,7 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     ///
     /// As [`create`](Self::create).
     pub async fn create_pending_backfill(&mut self) -> Result<()> {
-        engine::schema::create(&mut self.executor(), self.schema, true).await
+        engine::tables::create(&mut self.executor(), self.schema, true).await
     }
 
     /// Compares the catalogue and the tables with the schema.
@@ -174,7 +174,7 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     /// or in another schema than the catalogue, does not sort texts by bytes, or has another
     /// version or key than the schema.
     pub async fn check(&mut self) -> Result<()> {
-        engine::schema::check(&mut self.executor(), self.schema).await
+        engine::tables::check(&mut self.executor(), self.schema).await
     }
 
     /// The counters and leaderboards of this database that the schema does not have, by their full
@@ -187,7 +187,7 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     ///
     /// The database's errors.
     pub async fn orphaned(&mut self) -> Result<Vec<String>> {
-        engine::schema::orphaned(&mut self.executor(), self.schema).await
+        engine::tables::orphaned(&mut self.executor(), self.schema).await
     }
 
     /// Drops the table of an [orphaned](Self::orphaned) counter or leaderboard, and its row in the
@@ -202,7 +202,7 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     /// if the schema has it, or if a rollup or leaderboard is made of it, which you must drop
     /// first; and those of the database. Nothing is dropped then.
     pub async fn drop_counter(&mut self, name: &str) -> Result<()> {
-        engine::schema::drop_counter(&mut self.executor(), self.schema, name).await
+        engine::tables::drop_counter(&mut self.executor(), self.schema, name).await
     }
 
     /// Whether a counter may be read: it, and everything that it sums, is ready.
@@ -245,7 +245,7 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
         before: impl AsKey<T>,
     ) -> Result<u64> {
         let cutoff = KeyBuf::of::<T>(before);
-        engine::retention::prune(&mut self.executor(), self.schema, counter.id(), T::PARTS, &cutoff)
+        engine::prune::prune(&mut self.executor(), self.schema, counter.id(), T::PARTS, &cutoff)
             .await
     }
 
@@ -602,7 +602,7 @@ impl PostgresStore<'_, Client> {
     /// The database's errors. What was removed before stays removed, and the next call continues
     /// there.
     pub async fn sweep(&mut self, sweep: &mut Sweep) -> Result<Swept> {
-        engine::sweep::sweep(&mut self.executor(), self.schema, sweep).await
+        engine::sweep_zeros::sweep(&mut self.executor(), self.schema, sweep).await
     }
 }
 

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use crate::batch::Batch;
-use crate::counter::range::KeyRange;
+use crate::counter::key_range::KeyRange;
 use crate::counter::{CounterId, Rollup};
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;

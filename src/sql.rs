@@ -2,17 +2,17 @@
 //! applications that run them through another library.
 
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub(crate) mod catalogue;
+pub(crate) mod catalogue_check;
 mod ddl;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) mod inspect;
-#[cfg_attr(not(any(feature = "sqlite", feature = "postgres")), allow(dead_code))]
-mod keyed;
 pub(crate) mod leaderboard;
+#[cfg_attr(not(any(feature = "sqlite", feature = "postgres")), allow(dead_code))]
+mod many_keys;
 mod offsets;
 mod query;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-mod sweep;
+mod sweep_zeros;
 pub(crate) mod value;
 
 use std::borrow::Cow;
@@ -22,16 +22,16 @@ pub(crate) use self::ddl::*;
 pub use self::ddl::{
     CATALOGUE, DropTotals, LOCKS, Migration, OFFSETS, RUNS, ddl, ddl_pending_backfill, migration,
 };
-pub(crate) use self::keyed::*;
+pub(crate) use self::many_keys::*;
 pub use self::offsets::{forget_offset, lock_offset, read_offset, read_offsets, set_offset};
 pub use self::query::Query;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub(crate) use self::sweep::*;
+pub(crate) use self::sweep_zeros::*;
 pub use self::value::{MAX_TEXT, Value, key_values, push_key_part};
 pub(crate) use self::value::{prefix_values, push_key_values};
 use crate::batch::Batch;
 use crate::batch::steps;
-use crate::counter::range::KeyRange;
+use crate::counter::key_range::KeyRange;
 use crate::counter::{CounterId, CounterSpec};
 use crate::error::{Error, Result};
 use crate::key::{KeyBuf, KeyPart, KeyParts};

@@ -4,7 +4,7 @@
 use rusqlite::Connection;
 
 use crate::batch::Batch;
-use crate::counter::range::KeyRange;
+use crate::counter::key_range::KeyRange;
 use crate::counter::{Counter, CounterId};
 use crate::drivers::rusqlite::Rusqlite;
 use crate::engine::{self, now};
@@ -12,9 +12,9 @@ use crate::error::{Error, Result};
 use crate::executor::Executor as _;
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::leaderboard::{Leaderboard, Ranked, Score, Standing};
-use crate::offset::StreamRange;
 use crate::schema::Schema;
 use crate::store::{Applied, Store, Sweep, Swept};
+use crate::stream_range::StreamRange;
 
 /// Totals in tables next to the application's rows.
 ///
@@ -153,7 +153,7 @@ impl<'c> SqliteStore<'c> {
     /// is not in the catalogue, or a table does not match the schema. Nothing is created then; if
     /// you are in a transaction, you must roll it back.
     pub fn create(&self) -> Result<()> {
-        now(engine::schema::create(&mut self.executor(), self.schema, false))
+        now(engine::tables::create(&mut self.executor(), self.schema, false))
     }
 
     /// Like [`create`](Self::create), for counters of rows that already exist: no new counter is
@@ -179,7 +179,7 @@ impl<'c> SqliteStore<'c> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn create_pending_backfill(&self) -> Result<()> {
-        now(engine::schema::create(&mut self.executor(), self.schema, true))
+        now(engine::tables::create(&mut self.executor(), self.schema, true))
     }
 
     /// Compares the catalogue and the tables with the schema.
@@ -192,7 +192,7 @@ impl<'c> SqliteStore<'c> {
     /// [`InvalidUse`](crate::Error::InvalidUse) if the connection keeps no journal
     /// (`PRAGMA journal_mode = OFF`), without which nothing can be rolled back.
     pub fn check(&self) -> Result<()> {
-        now(engine::schema::check(&mut self.executor(), self.schema))
+        now(engine::tables::check(&mut self.executor(), self.schema))
     }
 
     /// The counters and leaderboards of this database that the schema does not have, by their full
@@ -205,7 +205,7 @@ impl<'c> SqliteStore<'c> {
     ///
     /// The database's errors.
     pub fn orphaned(&self) -> Result<Vec<String>> {
-        now(engine::schema::orphaned(&mut self.executor(), self.schema))
+        now(engine::tables::orphaned(&mut self.executor(), self.schema))
     }
 
     /// Drops the table of an [orphaned](Self::orphaned) counter or leaderboard, and its row in the
@@ -240,7 +240,7 @@ impl<'c> SqliteStore<'c> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn drop_counter(&self, name: &str) -> Result<()> {
-        now(engine::schema::drop_counter(&mut self.executor(), self.schema, name))
+        now(engine::tables::drop_counter(&mut self.executor(), self.schema, name))
     }
 
     /// Whether a counter may be read: it, and everything that it sums, is ready.
@@ -284,7 +284,7 @@ impl<'c> SqliteStore<'c> {
         before: impl AsKey<T>,
     ) -> Result<u64> {
         let cutoff = KeyBuf::of::<T>(before);
-        now(engine::retention::prune(
+        now(engine::prune::prune(
             &mut self.executor(),
             self.schema,
             counter.id(),
@@ -307,7 +307,7 @@ impl<'c> SqliteStore<'c> {
     /// The database's errors, [`Busy`](crate::Error::Busy) while another connection writes. What
     /// was removed before stays removed, and the next call continues there.
     pub fn sweep(&self, sweep: &mut Sweep) -> Result<Swept> {
-        now(engine::sweep::sweep(&mut self.executor(), self.schema, sweep))
+        now(engine::sweep_zeros::sweep(&mut self.executor(), self.schema, sweep))
     }
 
     /// At most `limit` streams after `after`, in the order of their names' bytes, each with its

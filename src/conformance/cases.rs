@@ -1,11 +1,11 @@
 //! The conformance cases, in the order of [`conformance_tests!`](crate::conformance_tests), which
 //! lists their names.
 
-mod offsets;
+mod stream_offsets;
 
 use std::collections::BTreeMap;
 
-use offsets::{
+use stream_offsets::{
     a_gap_applies_nothing, a_part_of_what_was_applied_is_skipped,
     a_refused_batch_leaves_the_offset, a_repeat_is_skipped,
     a_repeat_is_skipped_where_it_has_no_room_any_more, a_repeat_of_an_invalid_batch_is_refused,
@@ -20,7 +20,7 @@ use super::{Call, Expect, Step};
 use crate::batch::Batch;
 use crate::batch::{Record, Tally};
 use crate::counter::Counter;
-use crate::counter::range::KeyRange;
+use crate::counter::key_range::KeyRange;
 use crate::key::{AsKey, Key, KeyBuf};
 
 pub(super) const NUMBER: Counter<i64> = Counter::new("conformance.number");

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::readiness::{self, Subject};
 use super::rows::{integer, read_parts, read_total};
-use super::{OrFailed as _, Whose, failed, failed_on, of_catalogue, read, schema, transact};
+use super::{OrFailed as _, Whose, failed, failed_on, of_catalogue, read, tables, transact};
 use crate::batch::Batch;
-use crate::counter::range::KeyRange;
+use crate::counter::key_range::KeyRange;
 use crate::counter::{CounterId, CounterSpec};
 use crate::decay::Decayed;
 use crate::error::{Error, Result};
@@ -15,7 +15,7 @@ use crate::executor::{Column, Executor, Row};
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::leaderboard::{Cell, Leaderboard, LeaderboardId, Ranked, Score, Standing};
 use crate::schema::Schema;
-use crate::sql::catalogue::CatalogueRow;
+use crate::sql::catalogue_check::CatalogueRow;
 use crate::sql::{self, Dialect, Query, Value};
 
 /// How many keys are scored at once.
@@ -220,7 +220,7 @@ async fn rebuild_in<E: Executor>(
     operation: &str,
 ) -> Result<u64> {
     // Before the tables, as a prune does.
-    schema::lock_catalogue(executor, "ROW EXCLUSIVE").await?;
+    tables::lock_catalogue(executor, "ROW EXCLUSIVE").await?;
     lock(executor, schema, &[*leaderboard]).await?;
     let changed = rescore_all(executor, schema, leaderboard).await?;
     let enlisted = executor
@@ -228,7 +228,7 @@ async fn rebuild_in<E: Executor>(
         .await;
     let enlisted = enlisted.or_failed(of_catalogue(), operation)?;
     let named = ("leaderboard", leaderboard.name());
-    schema::check_updated(executor, &enlisted, named, leaderboard.table_name()).await?;
+    tables::check_updated(executor, &enlisted, named, leaderboard.table_name()).await?;
     Ok(changed)
 }
 

@@ -6,12 +6,12 @@
 
 pub(crate) mod leaderboard;
 pub(crate) mod offsets;
+pub(crate) mod prune;
 pub(crate) mod read;
 pub(crate) mod readiness;
-pub(crate) mod retention;
 pub(crate) mod rows;
-pub(crate) mod schema;
-pub(crate) mod sweep;
+pub(crate) mod sweep_zeros;
+pub(crate) mod tables;
 pub(crate) mod write;
 
 #[cfg(test)]

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use super::readiness::{self, Subject};
 use super::rows::{integer, last_total, read_total};
-use super::{OrFailed as _, after_reads, is_kind, retention};
+use super::{OrFailed as _, after_reads, is_kind, prune};
 use crate::counter::CounterId;
-use crate::counter::range::KeyRange;
+use crate::counter::key_range::KeyRange;
+use crate::cutoff::check_range;
 use crate::error::{Error, Result};
 use crate::executor::{Column, ErrorKind, ErrorOf, Executor, Row as _, Stopped};
 use crate::key::KeyBuf;
-use crate::retention::check_range;
 use crate::schema::Schema;
 use crate::sql::{self, Dialect, Query, Value};
 use crate::store::pages::Sum;
@@ -190,7 +190,7 @@ pub(crate) async fn sum<E: Executor>(
     // Read the cutoffs afterwards: a cutoff never goes back, so totals that it spares now were
     // spared during the sum.
     let nested = executor.is_nested();
-    let cutoffs = retention::cutoffs(executor, schema, &[counter], false).await;
+    let cutoffs = prune::cutoffs(executor, schema, &[counter], false).await;
     let cutoffs = after_reads(executor, nested, cutoffs)?;
     check_range(&counter, range, cutoffs.first().map(|(_, cutoff)| cutoff))?;
     Ok(sum)

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use super::rows;
-use super::{OrFailed as _, Whose, after_reads, failed, of_catalogue, schema};
+use super::{OrFailed as _, Whose, after_reads, failed, of_catalogue, tables};
 use crate::counter::CounterId;
 use crate::error::{Error, Result};
 use crate::executor::{Executor, RowOf};
@@ -111,7 +111,7 @@ pub(crate) async fn unready<E: Executor>(
     schema: &Schema,
 ) -> Result<Vec<CounterId>> {
     let nested = executor.is_nested();
-    let known = schema::catalogue(executor).await;
+    let known = tables::catalogue(executor).await;
     let known = after_reads(executor, nested, known)?;
     let mut counters = schema.by_name();
     counters
@@ -126,5 +126,5 @@ pub(crate) async fn set_ready<E: Executor>(executor: &mut E, counter: &CounterId
     let set = executor.execute(&[set]).await;
     let set = set.or_failed(of_catalogue(), &operation)?;
     let (name, table) = (counter.full_name(), counter.table_name());
-    schema::check_updated(executor, &set, ("counter", &name), table).await
+    tables::check_updated(executor, &set, ("counter", &name), table).await
 }

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 
-use super::{leaderboard, now, read, schema, sweep, write};
+use super::{leaderboard, now, read, sweep_zeros, tables, write};
 use crate::error::{Cause, Error, Result};
 use crate::executor::{
     Column, Driver, DriverError, ErrorKind, Executor, NotCommitted, Reading, Row, Stopped,
@@ -404,7 +404,7 @@ fn a_sweep_writes_only_where_there_is_something_to_remove() {
     let totals = |total: i64| vec![vec![Column::Integer(7), Column::Integer(total)]];
     for (total, begins) in [(1, false), (0, true)] {
         let mut script = Script::<false>::answering([("SELECT t.\"key\"", Ok(totals(total)))]);
-        let swept = now(sweep::sweep(&mut script, &PLAIN, &mut Sweep::new())).unwrap();
+        let swept = now(sweep_zeros::sweep(&mut script, &PLAIN, &mut Sweep::new())).unwrap();
         assert!(swept.complete);
         assert_eq!(script.verbs().contains(&"BEGIN"), begins, "{:?}", script.ran);
     }
@@ -415,7 +415,7 @@ fn a_check_only_reads() {
     for nested in [false, true] {
         let mut script = Script::<true> { nested, ..Script::default() };
         assert!(matches!(
-            now(schema::check(&mut script, &PLAIN)),
+            now(tables::check(&mut script, &PLAIN)),
             Err(Error::SchemaMismatch { .. })
         ));
         assert!(script.verbs().iter().all(|verb| *verb == "SELECT"), "{:?}", script.ran);

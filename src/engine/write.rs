@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use super::leaderboard::Moved;
 use super::rows::read_total;
 use super::{
-    OrFailed as _, Whose, begin, end, failed, failed_on, leaderboard, offsets, read, retention,
+    OrFailed as _, Whose, begin, end, failed, failed_on, leaderboard, offsets, prune, read,
     run_again,
 };
 use crate::batch::{Batch, steps};
@@ -21,11 +21,11 @@ use crate::executor::{DriverError, ErrorKind, Executor, Stopped, skipped};
 use crate::key::KeyBuf;
 use crate::leaderboard::LeaderboardId;
 use crate::observe;
-use crate::offset::StreamRange;
 use crate::rollup_update::{self, RollupUpdate, TotalsRequest};
 use crate::schema::Schema;
 use crate::sql::{self, Dialect, Query, Value};
 use crate::store::Applied;
+use crate::stream_range::StreamRange;
 
 /// Why nothing was written.
 pub(crate) enum Failed {
@@ -209,7 +209,7 @@ pub(crate) async fn write_following<E: Executor>(
     if let Some(writes) = writes {
         return write_all(executor, schema, batch, stream_range, (writes, &Vec::new())).await;
     }
-    let kept = retention::above_cutoffs(executor, schema, batch).await?;
+    let kept = prune::above_cutoffs(executor, schema, batch).await?;
     let expanded = update_rollups(executor, schema, kept).await?;
     let applied = write_with_rollups(executor, schema, &expanded, stream_range, false).await?;
     Ok(applied.of(expanded))

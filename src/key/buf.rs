@@ -8,7 +8,7 @@ use foldhash::fast::SeedableRandomState;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{AsKey, Key, KeyError};
-use crate::replay;
+use crate::nondeterminism;
 
 /// The encoded bytes of a key: up to 22 of them without an allocation, sorted as the keys are.
 #[derive(Clone)]
@@ -131,7 +131,7 @@ impl KeyBuf {
     /// may come from an attacker.
     #[inline]
     pub(crate) fn hash64(&self) -> u64 {
-        let (start, seed) = replay::seed();
+        let (start, seed) = nondeterminism::seed();
         let mut hasher = SeedableRandomState::with_seed(start, seed).build_hasher();
         match &self.0 {
             // Most keys are one integer: hash one word without a slice.

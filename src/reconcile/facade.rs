@@ -1,10 +1,10 @@
 //! A verify, repair or backfill in one expression, for the usual case.
 
 use super::audit::{AsyncAudit, Audit};
-use super::driver;
 use super::options::{Mode, Options};
 use super::reconciler::Reconciler;
 use super::report::Report;
+use super::run_loop;
 use super::runtime::{AsyncRuntime, Runtime, SystemRuntime};
 use super::token::Token;
 #[cfg(feature = "postgres")]
@@ -239,7 +239,7 @@ impl<'a> Run<'a> {
         audit: &mut (impl Audit + ?Sized),
         runtime: &mut (impl Runtime + ?Sized),
     ) -> Result<Report> {
-        driver::run(&mut self.reconciler()?, audit, runtime)
+        run_loop::run(&mut self.reconciler()?, audit, runtime)
     }
 
     /// Runs it, with a [`TokioRuntime`].
@@ -262,6 +262,6 @@ impl<'a> Run<'a> {
         audit: &mut impl AsyncAudit,
         runtime: &mut impl AsyncRuntime,
     ) -> Result<Report> {
-        driver::run_async(&mut self.reconciler()?, audit, runtime).await
+        run_loop::run_async(&mut self.reconciler()?, audit, runtime).await
     }
 }

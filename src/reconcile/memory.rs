@@ -2,9 +2,9 @@
 //! with or without concurrent writers.
 
 mod grace_period;
-mod guarded;
+mod guarded_writers;
 mod sources;
-mod unguarded;
+mod unguarded_writers;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -12,9 +12,9 @@ use std::ops::Bound;
 use std::time::Duration;
 
 pub use self::grace_period::GracePeriod;
-use self::guarded::Guarded;
+use self::guarded_writers::Guarded;
 use self::sources::{Shares, Sources, Visitor};
-use self::unguarded::Unguarded;
+use self::unguarded_writers::Unguarded;
 use super::audit::{
     Audit, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, Recount, RepairRequest,
     Repaired, merge,
@@ -408,7 +408,7 @@ impl Audit for MemoryAudit<'_> {
 
     fn probe(&mut self, ask: &Probe) -> Result<ProbeResult> {
         if let Writers::Unguarded(_) = self.writers {
-            return Err(unguarded::refuse_repairing(&ask.counter));
+            return Err(unguarded_writers::refuse_repairing(&ask.counter));
         }
         let empty = match self.store.schema().spec(&ask.counter)?.rollup() {
             Some(rollup) => {
@@ -446,7 +446,7 @@ impl Audit for MemoryAudit<'_> {
         match &mut self.writers {
             Writers::Nobody => repair_alone(self.store, &mut self.sources, ask),
             Writers::Guarded(live) => live.repair(self.store, &mut self.sources, ask),
-            Writers::Unguarded(_) => Err(unguarded::refuse_repairing(&ask.counter)),
+            Writers::Unguarded(_) => Err(unguarded_writers::refuse_repairing(&ask.counter)),
         }
     }
 
@@ -462,7 +462,7 @@ impl Audit for MemoryAudit<'_> {
 
     fn ready(&mut self, ask: &Ready) -> Result<Kept> {
         if let Writers::Unguarded(_) = &self.writers {
-            return Err(unguarded::refuse_repairing(&ask.counter));
+            return Err(unguarded_writers::refuse_repairing(&ask.counter));
         }
         self.store.set_ready(self.store.schema().position(&ask.counter)?, true);
         Ok(Kept::Here)

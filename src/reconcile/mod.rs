@@ -33,23 +33,23 @@
 //! # Ok::<(), keepcount::Error>(())
 //! ```
 
+mod active_runs;
 pub mod audit;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod database;
-mod driver;
 mod facade;
 mod freshness;
 #[cfg(feature = "memory")]
 mod memory;
 mod options;
-mod pages;
+mod page_length;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod progress;
 mod reconciler;
 mod recount;
 mod report;
-mod running;
+mod run_loop;
 mod runtime;
 mod scope;
 #[cfg(feature = "sqlite")]
@@ -62,7 +62,6 @@ mod tokio_runtime;
 pub use audit::{AsyncAudit, Audit};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub use database::Columns;
-pub use driver::{run, run_async};
 pub use facade::{Run, backfill, repair, verify};
 pub use freshness::Freshness;
 #[cfg(feature = "memory")]
@@ -73,6 +72,7 @@ pub use postgres::{PostgresAudit, PostgresRows};
 pub use progress::Progress;
 pub use reconciler::Reconciler;
 pub use report::{CounterReport, Outcome, Overlap, Report, Sample};
+pub use run_loop::{run, run_async};
 pub use runtime::{AsyncRuntime, Runtime, SystemRuntime};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteAudit, SqliteRows};

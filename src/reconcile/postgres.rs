@@ -1,6 +1,6 @@
 //! The audit of a PostgreSQL database: an asynchronous face of [`Database`].
 
-mod sight;
+mod source_check;
 
 use std::time::Duration;
 
@@ -127,7 +127,7 @@ impl<'a> PostgresAudit<'a> {
     pub async fn add(&mut self, rows: PostgresRows<'a>) -> Result<()> {
         let mut found = Vec::new();
         for source in rows.sources(self.database.schema())? {
-            found.push(sight::look(&mut Postgres::own(&*self.client, None), source).await?);
+            found.push(source_check::look(&mut Postgres::own(&*self.client, None), source).await?);
         }
         self.database.put(found);
         Ok(())

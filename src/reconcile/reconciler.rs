@@ -8,7 +8,7 @@ use super::audit::{
     Drift, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, RepairRequest, Repaired,
 };
 use super::options::{Mode, Options};
-use super::pages::Pages;
+use super::page_length::Pages;
 use super::progress::{Pace, Progress, estimate};
 use super::report::{CounterReport, Outcome, Overlap, Report};
 use super::scope::{Scope, ScopedCounter};

@@ -1,6 +1,6 @@
 //! The audit of a SQLite database: a face of [`Database`] that blocks.
 
-mod sight;
+mod source_check;
 
 use rusqlite::Connection;
 
@@ -98,9 +98,12 @@ impl<'a> SqliteAudit<'a> {
         let mut found = Vec::new();
         for mut source in rows.sources(self.database.schema())? {
             let counter = source.counter;
-            source.target.names().try_for_each(|name| sight::find(self.conn, &counter, name))?;
+            source
+                .target
+                .names()
+                .try_for_each(|name| source_check::find(self.conn, &counter, name))?;
             let mut source = source.found()?;
-            sight::check(self.conn, &mut source)?;
+            source_check::check(self.conn, &mut source)?;
             found.push(source);
         }
         self.database.put(found);

@@ -5,11 +5,11 @@ use std::future::Future;
 
 use super::{Applied, TOTALS_PAGE, encoded, pages};
 use crate::batch::Batch;
-use crate::counter::range::{CounterRange, KeyRange};
+use crate::counter::key_range::{CounterRange, KeyRange};
 use crate::counter::{Counter, CounterId};
 use crate::error::Result;
 use crate::key::{AsKey, Key, KeyBuf};
-use crate::offset::{self, StreamRange};
+use crate::stream_range::{self, StreamRange};
 
 /// An asynchronous store of totals, for example behind a connection.
 ///
@@ -58,7 +58,7 @@ pub trait AsyncStore: Send {
     ///
     /// As [`Store::replay_from`](super::Store::replay_from).
     fn replay_from(&mut self, stream: &str, end: u64) -> impl Future<Output = Result<u64>> + Send {
-        async move { offset::replay_from(stream, self.offset(stream).await?, end) }
+        async move { stream_range::replay_from(stream, self.offset(stream).await?, end) }
     }
 
     /// Returns the totals of these keys, in the same order; 0 for a key without a total.

@@ -1,10 +1,10 @@
 //! The in-memory store: the totals of one process, in lock-striped hash tables.
 
-mod audited;
-mod offsets;
+mod audit_access;
 mod pending_write;
 mod read;
 mod snapshot;
+mod stream_offsets;
 mod stripe;
 mod table;
 
@@ -13,29 +13,29 @@ use std::hash::{BuildHasher, RandomState};
 use std::num::NonZero;
 use std::time::Duration;
 
-pub(crate) use self::audited::{Before, CounterKey, Noting, RollupSnapshot};
+pub(crate) use self::audit_access::{Before, CounterKey, Noting, RollupSnapshot};
 
-use self::audited::Notings;
-use self::offsets::Offsets;
+use self::audit_access::Notings;
 pub use self::pending_write::PendingWrite;
 pub use self::snapshot::Snapshot;
+use self::stream_offsets::Offsets;
 pub(crate) use self::stripe::Shut;
 use self::stripe::{Stripe, StripeState, Tables};
 use self::table::Table;
 use super::{Applied, Store};
 use crate::batch::{Batch, Entry, steps};
 use crate::clock::Clock;
-use crate::counter::range::KeyRange;
+use crate::counter::key_range::KeyRange;
 use crate::counter::{Counter, CounterId, CounterSpec};
+use crate::cutoff;
 use crate::error::Result;
 use crate::key::{AsKey, Key, KeyBuf};
+use crate::locks::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
+use crate::nondeterminism;
 use crate::observe;
-use crate::offset::{self, StreamRange};
-use crate::replay;
-use crate::retention;
 use crate::rollup_update;
 use crate::schema::Schema;
-use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
+use crate::stream_range::{self, StreamRange};
 
 /// Stores totals in memory, shared between threads; every method takes `&self`.
 ///
@@ -127,7 +127,7 @@ impl MemoryStore {
     /// Creates an empty store for these counters.
     #[must_use]
     pub fn new(schema: &Schema) -> Self {
-        let stripes = replay::stripes().unwrap_or_else(|| {
+        let stripes = nondeterminism::stripes().unwrap_or_else(|| {
             let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
             (processors * STRIPES_EACH).next_power_of_two().clamp(MIN_STRIPES, MAX_STRIPES)
         });
@@ -295,7 +295,7 @@ impl MemoryStore {
     /// # Ok::<(), Error>(())
     /// ```
     pub fn replay_from(&self, stream: &str, end: u64) -> Result<u64> {
-        offset::replay_from(stream, self.offset(stream), end)
+        stream_range::replay_from(stream, self.offset(stream), end)
     }
 
     /// Returns streams with their last applied events, in the byte order of their names: at most
@@ -458,7 +458,7 @@ impl MemoryStore {
         batch.filtered(|counter, key| {
             let cutoff =
                 self.schema.position(counter).ok().and_then(|at| cutoffs.get(at)?.as_ref());
-            cutoff.is_none_or(|cutoff| retention::keeps(counter, key, cutoff))
+            cutoff.is_none_or(|cutoff| cutoff::keeps(counter, key, cutoff))
         })
     }
 
@@ -479,7 +479,7 @@ impl MemoryStore {
         before: impl AsKey<T>,
     ) -> Result<u64> {
         let (cutoff, mut gone) = (KeyBuf::of::<T>(before), 0);
-        let family = retention::family(&self.schema, &counter.id(), T::PARTS)?;
+        let family = cutoff::family(&self.schema, &counter.id(), T::PARTS)?;
         let mut cutoffs = self.batch_lock.write();
         let mut state = self.lock_all();
         for id in family {
@@ -492,7 +492,7 @@ impl MemoryStore {
             *known = Some(cutoff.clone());
             for table in state.iter_mut().filter_map(|state| state.tables.get_mut(position)) {
                 let before = table.len();
-                table.retain(|key| retention::keeps(&id, key, &cutoff));
+                table.retain(|key| cutoff::keeps(&id, key, &cutoff));
                 gone += (before - table.len()) as u64;
             }
         }

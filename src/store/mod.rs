@@ -5,21 +5,21 @@ mod asynchronous;
 pub(crate) mod memory;
 pub(crate) mod pages;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub(crate) mod sweep;
+pub(crate) mod sweep_zeros;
 
 pub use asynchronous::AsyncStore;
 #[cfg(feature = "memory")]
 pub use memory::{MemoryStore, PendingWrite, Snapshot};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub use sweep::{Sweep, Swept};
+pub use sweep_zeros::{Sweep, Swept};
 
 use crate::batch::Batch;
-use crate::counter::range::{CounterRange, KeyRange};
+use crate::counter::key_range::{CounterRange, KeyRange};
 use crate::counter::{Counter, CounterId};
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::observe::{self, Backend, Began};
-use crate::offset::{self, StreamRange};
+use crate::stream_range::{self, StreamRange};
 
 /// A store of totals.
 ///
@@ -111,7 +111,7 @@ pub trait Store {
     /// [`Error::LogTruncated`] if the offset is ahead of the log's end, and as
     /// [`offset`](Self::offset).
     fn replay_from(&mut self, stream: &str, end: u64) -> Result<u64> {
-        offset::replay_from(stream, self.offset(stream)?, end)
+        stream_range::replay_from(stream, self.offset(stream)?, end)
     }
 
     /// Returns the totals of these keys, in the same order; 0 for a key without a total.

@@ -4,7 +4,7 @@
 
 use super::{TOTALS_PAGE, sum_overflow};
 use crate::counter::CounterId;
-use crate::counter::range::KeyRange;
+use crate::counter::key_range::KeyRange;
 use crate::error::{Error, Result};
 use crate::key::{Key, KeyBuf};
 

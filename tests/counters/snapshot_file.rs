@@ -1,6 +1,6 @@
 //! Snapshots in real files. Keys of every type are restored. Every damage is refused with its
 //! reason. A replay from the offsets is exact. A process that is killed while it saves leaves a
-//! complete file. `src/store/memory/snapshot/faults.rs` tests a disk that fails.
+//! complete file. `src/store/memory/snapshot/disk_fault_tests.rs` tests a disk that fails.
 #![allow(
     clippy::disallowed_methods,
     reason = "the crate must not look at a clock; a test that prints a figure may"

@@ -35,7 +35,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Instant;
 
-use keepcount::{Batch, replay};
+use keepcount::{Batch, nondeterminism};
 
 use setup::Setup;
 use variant::Variant;
@@ -54,7 +54,7 @@ const STRIPES: usize = 8;
 
 fn simulate(seed: u64, variant: Option<Variant>) -> Outcome {
     // Sets it once; later calls in the process do nothing.
-    replay::fix(STRIPES);
+    nondeterminism::fix(STRIPES);
     let (stores, batches) = (Arena::of(64), Arena::of(4096));
     let mut lent = vec![Batch::new(); 16_384];
     let world = World::new(Setup::of(seed, variant), &stores, &batches, &mut lent);

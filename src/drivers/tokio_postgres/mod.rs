@@ -3,7 +3,7 @@
 
 mod literal;
 mod prepared;
-mod single_message;
+mod rows_and_totals;
 mod values;
 
 use std::error::Error as _;
@@ -18,7 +18,7 @@ use tokio_postgres::types::{Type, WrongType};
 use tokio_postgres::{GenericClient, Row, RowStream, SimpleQueryMessage, Statement};
 
 pub use self::prepared::PreparedStatements;
-pub(crate) use self::single_message::write_in_own;
+pub(crate) use self::rows_and_totals::write_in_own;
 pub(crate) use self::values::{kind_of, params, typed};
 use crate::engine::{Whose, failed};
 use crate::error::{Cause, Error, Result, server_text};

@@ -1,15 +1,15 @@
 //! The audit of a SQL database, live: rows and totals in one snapshot, repairs under the locks of
 //! their totals. Written once, over an executor.
 
-mod kept;
-mod rollup_join;
+mod record_source;
 mod rollup_source;
+mod rollup_spans;
+mod rollup_tables;
 mod row_source;
-mod runs;
-mod settings;
-mod source;
-mod spans;
-pub(super) mod statements;
+mod run_progress;
+mod run_statements;
+pub(super) mod source_statements;
+mod transaction_settings;
 
 #[cfg(test)]
 mod tests;
@@ -17,15 +17,15 @@ mod tests;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use self::kept::{keep_run, kept_of, ready_in};
+#[cfg(feature = "postgres")]
+pub(super) use self::record_source::Unfound;
+pub use self::record_source::{Columns, Rows};
 use self::rollup_source::RollupSource;
+use self::rollup_spans::{Plan, merge_up_to};
 pub(super) use self::row_source::{RowSource, source_failed};
+use self::run_progress::{keep_run, kept_of, ready_in};
 #[cfg(feature = "postgres")]
-pub(super) use self::settings::of_page;
-#[cfg(feature = "postgres")]
-pub(super) use self::source::Unfound;
-pub use self::source::{Columns, Rows};
-use self::spans::{Plan, merge_up_to};
+pub(super) use self::transaction_settings::of_page;
 use super::audit::{
     self, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, Recount, RepairRequest,
     Repaired,
@@ -33,9 +33,7 @@ use super::audit::{
 use super::token::Token;
 use crate::batch::Batch;
 use crate::counter::CounterId;
-use crate::engine::{
-    self, OrFailed as _, Whose, failed, read, retention, still_open, transact, write,
-};
+use crate::engine::{self, OrFailed as _, Whose, failed, prune, read, still_open, transact, write};
 use crate::error::{Error, Result};
 use crate::executor::{Column, Driver, Executor, Reading, Row as _};
 use crate::key::KeyBuf;
@@ -87,8 +85,8 @@ impl<'a, D: Driver> Database<'a, D> {
         schema: &'a Schema,
     ) -> Result<Self> {
         refuse_transaction(executor).await?;
-        engine::schema::check(executor, schema).await?;
-        let identity = engine::schema::identity(executor, schema).await?;
+        engine::tables::check(executor, schema).await?;
+        let identity = engine::tables::identity(executor, schema).await?;
         Ok(Self { schema, identity, sources: Vec::new(), plan: None, limits: Limits::default() })
     }
 
@@ -254,7 +252,7 @@ impl<'a, D: Driver> Database<'a, D> {
     ) -> Result<Repaired> {
         let (counter, schema) = (&ask.counter, self.schema);
         let is_indexed = self.source(counter).is_none_or(|source| source.target.is_indexed());
-        let settings = settings::of_repair(E::DIALECT, self.limits, is_indexed);
+        let settings = transaction_settings::of_repair(E::DIALECT, self.limits, is_indexed);
         set(executor, &settings, operation).await?;
         let expected = self.expected(executor, counter, true).await?;
         write::lock_above(executor, schema, counter, &ask.keys).await?;
@@ -289,7 +287,7 @@ impl<'a, D: Driver> Database<'a, D> {
     ) -> Result<Kept> {
         refuse_nested(executor)?;
         let operation = format!("ending the backfill of counter {}", ask.counter.full_name());
-        let settings = settings::of_ready(E::DIALECT, self.limits);
+        let settings = transaction_settings::of_ready(E::DIALECT, self.limits);
         transact!(executor, operation, async {
             set(executor, &settings, &operation).await?;
             ready_in(executor, ask).await
@@ -308,7 +306,7 @@ impl<'a, D: Driver> Database<'a, D> {
     /// The same for a page, where a rollup is read by settings of its own.
     fn opening_of_page(&self, counter: &CounterId) -> Result<Opening> {
         let script = match self.schema.spec(counter)?.rollup() {
-            Some(rollup) => settings::of_rollup_page(D::DIALECT, rollup.keeps_suffix()),
+            Some(rollup) => transaction_settings::of_rollup_page(D::DIALECT, rollup.keeps_suffix()),
             None => return Ok(self.opening(counter)),
         };
         Ok(Opening { script, is_locked: false })
@@ -323,9 +321,8 @@ impl<'a, D: Driver> Database<'a, D> {
         lock: bool,
     ) -> Result<Expected<'_, 'a, D>> {
         let schema = self.schema;
-        let watched =
-            if lock { retention::read_with(schema, vec![*counter]) } else { vec![*counter] };
-        let cutoffs = retention::cutoffs(executor, schema, &watched, lock).await?;
+        let watched = if lock { prune::read_with(schema, vec![*counter]) } else { vec![*counter] };
+        let cutoffs = prune::cutoffs(executor, schema, &watched, lock).await?;
         if let Some(rollup) = schema.spec(counter)?.rollup() {
             let source = RollupSource::of(schema, E::DIALECT, *counter, rollup)?;
             return Ok(Expected::Totals(Box::new(source)));
@@ -494,7 +491,7 @@ const fn handle<E: Executor>() -> &'static str {
 
 /// A replica, and a role that may only read, can verify and nothing else.
 async fn refuse_read_only<E: Executor>(executor: &mut E) -> Result<()> {
-    let Some(query) = settings::read_only(E::DIALECT) else { return Ok(()) };
+    let Some(query) = transaction_settings::read_only(E::DIALECT) else { return Ok(()) };
     let mut reason = None;
     let read = executor.fetch(std::slice::from_ref(&query), |_, row| {
         if let Column::Text(text) = row.column(0) {

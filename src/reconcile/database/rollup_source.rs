@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use super::rollup_join::RollupJoin;
-use super::spans::{KeyColumns, MAX_LOOK_UPS, Plan, Span, bound};
-use super::statements::of_each_key;
+use super::rollup_spans::{KeyColumns, MAX_LOOK_UPS, Plan, Span, bound};
+use super::rollup_tables::RollupJoin;
+use super::source_statements::of_each_key;
 use crate::counter::{CounterId, Rollup};
 use crate::engine::rows::read_key;
 use crate::engine::{failed_on, read};

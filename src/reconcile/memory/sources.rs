@@ -6,9 +6,9 @@ use std::ops::Bound;
 use super::super::audit::Recount;
 use super::super::recount::sum_by_key;
 use crate::counter::CounterId;
+use crate::cutoff;
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;
-use crate::retention;
 use crate::store::MemoryStore;
 
 #[derive(Default)]
@@ -174,7 +174,7 @@ impl<'a> Sources<'a> {
 fn kept(store: &MemoryStore, counter: &CounterId) -> Result<impl Fn(&KeyBuf) -> bool + use<>> {
     let (counter, cutoff) = (*counter, store.cutoff(store.schema().position(counter)?));
     Ok(move |key: &KeyBuf| {
-        cutoff.as_ref().is_none_or(|cutoff| retention::keeps(&counter, key, cutoff))
+        cutoff.as_ref().is_none_or(|cutoff| cutoff::keeps(&counter, key, cutoff))
     })
 }
 

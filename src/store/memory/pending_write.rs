@@ -6,10 +6,10 @@ use super::{MemoryStore, Positions, SMALL};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;
+use crate::locks::Ordering;
 use crate::observe;
-use crate::offset::StreamRange;
 use crate::store::Applied;
-use crate::sync::Ordering;
+use crate::stream_range::StreamRange;
 
 /// A write in progress: [`MemoryStore::begin`] makes it before its rows can become visible, and you
 /// end it after they are.

@@ -7,14 +7,14 @@ use std::ops::Bound;
 use super::MemoryStore;
 use super::stripe::Stripe;
 use super::table::Table;
-use crate::counter::range::{CounterRange, KeyRange};
+use crate::counter::key_range::{CounterRange, KeyRange};
 use crate::counter::{Counter, CounterId};
+use crate::cutoff;
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
-use crate::retention;
+use crate::locks::Ordering;
 use crate::rollup_update::TotalsRequest;
 use crate::store::{Store, behind, sum_overflow};
-use crate::sync::Ordering;
 
 impl MemoryStore {
     /// Returns the total of one key; 0 if it has none.
@@ -145,7 +145,7 @@ impl MemoryStore {
         });
         // Check this afterwards: a cutoff never goes back, so what it keeps now was kept all along.
         if self.plans.get(position).is_some_and(|plan| !plan.plain) {
-            retention::check_range(&counter, range, self.cutoff(position).as_ref())?;
+            cutoff::check_range(&counter, range, self.cutoff(position).as_ref())?;
         }
         i64::try_from(sum).map_err(|_| sum_overflow(&counter))
     }

@@ -1,9 +1,9 @@
 //! All totals and offsets of a memory store at one moment: taken while writers go on, and restored
 //! into a store.
 
-mod disk;
+mod atomic_file;
 #[cfg(test)]
-mod faults;
+mod disk_fault_tests;
 mod file;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,9 +14,9 @@ use super::{MemoryStore, ROOMY, Stripe, Totals};
 use crate::counter::{CounterId, CounterSpec, Rollup};
 use crate::error::{Error, Result, shortened};
 use crate::key::{KeyBuf, KeyParts};
-use crate::offset::StreamRange;
+use crate::locks::Ordering;
 use crate::schema::Schema;
-use crate::sync::Ordering;
+use crate::stream_range::StreamRange;
 
 /// All totals and offsets of a [`MemoryStore`] at one moment.
 ///

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::table::Table;
 use crate::key::KeyBuf;
-use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, ThreadId, current};
+use crate::locks::{AtomicU64, Mutex, MutexGuard, Ordering, ThreadId, current};
 
 /// One table for each counter, in the schema's order.
 pub(super) type Tables = Box<[Table]>;

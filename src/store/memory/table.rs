@@ -6,7 +6,7 @@ use std::ops::RangeBounds as _;
 
 use hashbrown::HashTable;
 
-use crate::counter::range::KeyRange;
+use crate::counter::key_range::KeyRange;
 use crate::key::{KeyBuf, KeyParts};
 
 /// Totals by key; none of them is 0.

@@ -6,7 +6,7 @@ use std::collections::BinaryHeap;
 use std::fmt;
 
 use super::{Concert, Trends};
-use crate::counter::range::KeyRange;
+use crate::counter::key_range::KeyRange;
 use crate::date::Date;
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};

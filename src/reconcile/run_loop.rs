@@ -1,9 +1,9 @@
 //! The driver: it runs a reconciler's steps on an audit, blocking or not, in one loop.
 
+use super::active_runs::Driven;
 use super::audit::{AsyncAudit, Audit};
 use super::reconciler::Reconciler;
 use super::report::Report;
-use super::running::Driven;
 use super::runtime::{AsyncRuntime, Runtime};
 use super::step::{Answer, Step};
 use crate::error::Result;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::row_source::{Reader, RowSource};
-use super::statements::{From as Origin, Name, Target};
+use super::source_statements::{From as Origin, Name, Target};
 use crate::batch::Record;
 use crate::counter::{Counter, CounterId};
 use crate::error::{Cause, Result};

@@ -12,7 +12,7 @@ use crate::engine::failed_on;
 use crate::error::{Error, Result};
 use crate::executor::Reading;
 use crate::key::KeyPart;
-use crate::reconcile::database::statements::Name;
+use crate::reconcile::database::source_statements::Name;
 use crate::reconcile::database::{
     Opening, RowSource, Unfound, begin_read, end_read, of_page, source_failed,
 };

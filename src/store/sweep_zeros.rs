@@ -5,7 +5,7 @@
 
 use super::TOTALS_PAGE;
 use crate::counter::CounterSpec;
-use crate::counter::range::KeyRange;
+use crate::counter::key_range::KeyRange;
 use crate::key::KeyBuf;
 use crate::schema::Schema;
 use crate::sql::LockKey;

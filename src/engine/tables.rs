@@ -8,7 +8,7 @@ use crate::executor::{DriverError, ErrorKind, Executor, Stopped};
 use crate::key::KeyParts;
 use crate::leaderboard::LeaderboardId;
 use crate::schema::Schema;
-use crate::sql::catalogue::{self, CatalogueRow, Known};
+use crate::sql::catalogue_check::{self, CatalogueRow, Known};
 use crate::sql::{self, Dialect, Query, Value, inspect};
 
 /// The maximum length of a table's or index's name in PostgreSQL, in bytes. It truncates longer
@@ -135,7 +135,7 @@ async fn check_all<E: Executor>(executor: &mut E, schema: &Schema) -> Result<()>
     for (table, columns) in sql::own_tables(E::DIALECT) {
         check_table(executor, table, &columns, true).await?;
     }
-    catalogue::check_others(schema, &known, "the store's drop_counter()")?;
+    catalogue_check::check_others(schema, &known, "the store's drop_counter()")?;
     for leaderboard in schema.leaderboard_ids() {
         let table = leaderboard.table_name();
         check_row(&known, "leaderboard", &CatalogueRow::of_leaderboard(leaderboard), &table)?;
@@ -392,7 +392,7 @@ fn is_foreign<E: DriverError>(error: &E) -> bool {
 
 /// A number that tells this database's totals from another's.
 pub(crate) async fn identity<E: Executor>(executor: &mut E, schema: &Schema) -> Result<u64> {
-    Ok(catalogue::identity(schema, &catalogue(executor).await?))
+    Ok(catalogue_check::identity(schema, &catalogue(executor).await?))
 }
 
 /// The counters and leaderboards of this database that the schema does not have, by their full
@@ -424,7 +424,7 @@ async fn drop_orphan<E: Executor>(
     operation: &str,
 ) -> Result<()> {
     let known = catalogue(executor).await?;
-    let table = catalogue::orphaned(schema, &known, name)?.table_name();
+    let table = catalogue_check::orphaned(schema, &known, name)?.table_name();
     // Before the table, as a prune does.
     let text = format!(
         r#"DELETE FROM "{}" AS c WHERE c."name" = {}"#,

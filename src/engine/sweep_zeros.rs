@@ -6,7 +6,7 @@ use crate::executor::{Column, Executor, Row as _};
 use crate::key::KeyBuf;
 use crate::schema::Schema;
 use crate::sql::{self, Dialect, LockKey, Query};
-use crate::store::sweep::{Page, Sweep, Swept};
+use crate::store::sweep_zeros::{Page, Sweep, Swept};
 
 /// Removes a bounded part of the rows that no longer mean anything.
 pub(crate) async fn sweep<E: Executor>(

@@ -21,9 +21,9 @@ use crate::engine::write::{self, Failed, Writes, operation};
 use crate::engine::{Whose, begin, failed, run_again, still_open};
 use crate::error::{Cause, Error, Result};
 use crate::executor::{Executor as _, Stopped};
-use crate::offset::StreamRange;
 use crate::schema::Schema;
 use crate::store::Applied;
+use crate::stream_range::StreamRange;
 
 /// The values of one statement.
 type Values<'r> = [&'r (dyn ToSql + Sync)];

@@ -9,12 +9,12 @@ use super::stripe::{Shut, StripeState};
 use super::{Cutoffs, MemoryStore, Positions, ROOMY};
 use crate::batch::Batch;
 use crate::batch::steps;
-use crate::counter::range::KeyRange;
+use crate::counter::key_range::KeyRange;
 use crate::counter::{CounterId, Rollup};
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;
+use crate::locks::Ordering;
 use crate::rollup_update::{self, TotalsRequest};
-use crate::sync::Ordering;
 
 /// While it exists, pending writes note their keys.
 #[derive(Debug)]

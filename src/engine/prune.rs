@@ -1,16 +1,16 @@
 //! Retention: drops totals before a cutoff, and filters out of a batch what is below one.
 
 use super::rows::text;
-use super::{OrFailed as _, leaderboard, of_catalogue, schema, transact};
+use super::{OrFailed as _, leaderboard, of_catalogue, tables, transact};
 use crate::batch::Batch;
 use crate::counter::{CounterId, CounterSpec};
+use crate::cutoff;
 use crate::error::{Error, Result};
 use crate::executor::{Column, Executor, Row as _};
 use crate::key::{KeyBuf, KeyParts};
 use crate::leaderboard::LeaderboardId;
-use crate::retention;
 use crate::schema::Schema;
-use crate::sql::catalogue;
+use crate::sql::catalogue_check;
 use crate::sql::{self, Dialect, Query, Value};
 
 /// The cutoffs of these counters: the encoded last key parts below which they were pruned. With
@@ -48,7 +48,7 @@ pub(crate) async fn cutoffs<E: Executor>(
                 }
             };
             // A cutoff that is not a valid last part would keep everything, or nothing.
-            catalogue::suffix_value(E::DIALECT, id, &cutoff)?;
+            catalogue_check::suffix_value(E::DIALECT, id, &cutoff)?;
             cutoffs.push((*id, cutoff));
             Ok(())
         })
@@ -91,7 +91,7 @@ pub(crate) async fn above_cutoffs<E: Executor>(
         cutoffs.iter().find(|(known, _)| known.same(counter)).map(|(_, cutoff)| cutoff)
     };
     Ok(batch.filtered(|counter, key| {
-        cutoff_of(counter).is_none_or(|cutoff| retention::keeps(counter, key, cutoff))
+        cutoff_of(counter).is_none_or(|cutoff| cutoff::keeps(counter, key, cutoff))
     }))
 }
 
@@ -104,7 +104,7 @@ pub(crate) async fn prune<E: Executor>(
     time: KeyParts,
     cutoff: &KeyBuf,
 ) -> Result<u64> {
-    let family = retention::family(schema, &counter, time)?;
+    let family = cutoff::family(schema, &counter, time)?;
     let operation = format!("pruning counter {}", counter.full_name());
     transact!(executor, &operation, prune_family(executor, schema, &family, cutoff))
 }
@@ -115,11 +115,11 @@ async fn prune_family<E: Executor>(
     family: &[CounterId],
     cutoff: &KeyBuf,
 ) -> Result<u64> {
-    schema::lock_catalogue(executor, "EXCLUSIVE").await?;
+    tables::lock_catalogue(executor, "EXCLUSIVE").await?;
     let mut moved = Vec::new();
     for id in family {
         // Checks that the cutoff is a valid last part of this counter's key.
-        catalogue::suffix_value(E::DIALECT, id, cutoff)?;
+        catalogue_check::suffix_value(E::DIALECT, id, cutoff)?;
         let set = Query::new(
             sql::set_cutoff(E::DIALECT),
             vec![Value::Bytes(cutoff.as_bytes().into()), Value::Text(id.full_name())],
@@ -128,7 +128,7 @@ async fn prune_family<E: Executor>(
         let set = executor.execute(&[set]).await;
         let set = set.or_failed(of_catalogue(), &operation)?;
         let (name, table) = (id.full_name(), id.table_name());
-        schema::check_updated(executor, &set, ("counter", &name), table).await?;
+        tables::check_updated(executor, &set, ("counter", &name), table).await?;
         if set.first() > Some(&0) {
             moved.push(*id);
         }
@@ -141,7 +141,7 @@ async fn prune_family<E: Executor>(
     leaderboard::lock(executor, schema, &leaderboards).await?;
     let mut gone = 0;
     for id in &moved {
-        let last = vec![catalogue::suffix_value(E::DIALECT, id, cutoff)?];
+        let last = vec![catalogue_check::suffix_value(E::DIALECT, id, cutoff)?];
         let delete = Query::new(sql::prune(E::DIALECT, schema.spec(id)?), last);
         let deleted = executor.execute(&[delete]).await;
         let deleted = deleted.or_failed_on("pruning totals", id)?;

@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use super::disk::{Disk, load, save};
+use super::atomic_file::{Disk, load, save};
 use super::{MemoryStore, Snapshot};
 use crate::batch::Batch;
 use crate::counter::Counter;

@@ -9,7 +9,7 @@ use crate::counter::CounterId;
 use crate::drivers::rusqlite::Sqlite;
 use crate::engine::failed_on;
 use crate::error::{Error, Result};
-use crate::reconcile::database::statements::Name;
+use crate::reconcile::database::source_statements::Name;
 use crate::reconcile::database::{Opening, RowSource, source_failed};
 use crate::sql;
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::ops::Bound;
 
 use crate::key::KeyBuf;
-use crate::sync::{Mutex, MutexGuard, RwLock};
+use crate::locks::{Mutex, MutexGuard, RwLock};
 
 /// Streams by name, divided into shares. A stream of which nothing was applied takes no space.
 #[derive(Debug)]

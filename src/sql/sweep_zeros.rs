@@ -6,7 +6,7 @@
 
 use super::{Dialect, LOCKS, Query, Terms, Value, key_columns};
 use crate::counter::CounterSpec;
-use crate::counter::range::KeyRange;
+use crate::counter::key_range::KeyRange;
 use crate::error::Result;
 
 /// The key of a lock row in PostgreSQL: what it locks, the level, and the encoded key.

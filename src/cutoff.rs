@@ -2,7 +2,7 @@
 
 use std::ops::Bound;
 
-use crate::counter::range::KeyRange;
+use crate::counter::key_range::KeyRange;
 use crate::counter::{CounterId, CounterSpec};
 use crate::error::{Error, Result};
 use crate::key::{KeyBuf, KeyParts};
