@@ -189,7 +189,7 @@ pub enum Error {
     /// A row that the source's SQL counts differently from its `tally`. No recount of this source
     /// can be trusted.
     #[error(
-        "counter {counter}, key {key}: the source's SQL gives {sql} and the tally gives {tally} for the same row; the source's key, amount or filter contradicts the tally, so nothing is repaired"
+        "counter {counter}, key {key}: the source's SQL adds {sql} and the tally adds {tally} for the same row; the source's key, amount or filter contradicts the tally, so nothing is repaired"
     )]
     DefinitionMismatch {
         /// The counter's name.

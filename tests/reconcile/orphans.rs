@@ -97,7 +97,7 @@ fn counter_is_dropped_only_after_the_rollups_and_leaderboards_over_it() {
     for (name, of) in made_of {
         let before = dump(&conn);
         let error = none.drop_counter(name).unwrap_err();
-        let Error::InvalidUse { what: "forget", reason } = &error else { panic!("{error}") };
+        let Error::InvalidUse { what: "drop_counter", reason } = &error else { panic!("{error}") };
         assert!(
             reason.starts_with(of)
                 && reason.contains(name)
@@ -135,7 +135,7 @@ fn counter_that_is_in_the_schema_is_not_dropped() {
     for name in ["setlist.votes", "setlist.votes.v2", "sum", "show.board"] {
         let error = all.drop_counter(name).unwrap_err();
         assert!(
-            matches!(&error, Error::InvalidUse { what: "forget", reason } if reason.contains(name)),
+            matches!(&error, Error::InvalidUse { what: "drop_counter", reason } if reason.contains(name)),
             "{error}"
         );
     }

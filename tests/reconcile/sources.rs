@@ -663,8 +663,8 @@ const SOME: &str = "(1, 4, 1), (1, 5, 0), (2, -3, 1), (3, 1, 1)";
 fn a_filter_that_counts_other_rows_is_refused() {
     let over =
         |filter: &'static str| move || sales(Columns::of(["shop"]).sum("amount").filter(filter));
-    assert_mismatch(SOME, over("NOT open"), &["SQL adds nothing", "tally 4 to key 1"]);
-    assert_mismatch(SOME, over("1"), &["SQL adds 5 to key 1", "tally nothing"]);
+    assert_mismatch(SOME, over("NOT open"), &["SQL adds nothing", "tally adds 4 to key 1"]);
+    assert_mismatch(SOME, over("1"), &["SQL adds 5 to key 1", "tally adds nothing"]);
     assert_mismatch(
         SOME,
         over("open AND amount > 0"),
@@ -969,7 +969,7 @@ fn missing_source_is_named_and_the_error_does_not_mention_the_store() {
             "no such table: slaes",
         ),
         (sales(by_shop().filter("open AND")), "syntax error"),
-        (sales_of("main.").key(SUM, shop()), "main. names no table"),
+        (sales_of("main.").key(SUM, shop()), "main. is not a table's name"),
         (
             SqliteRows::of("sales", |row| {
                 Ok(Sale { shop: row.get("store")?, amount: 1, open: true })

@@ -270,7 +270,7 @@ async fn missing_source_is_named_and_the_store_is_not_blamed() {
         (by(Columns::of(["spam"])), "cannot be read from a column of type bool"),
         (items_of_query("SELECT * FROM itmes"), "relation \"itmes\" does not exist"),
         (by(Columns::of(["k"]).parent("itmes", ["k"])), "itmes"),
-        (items_of("a.b.c"), "a.b.c names no table"),
+        (items_of("a.b.c"), "a.b.c is not a table's name"),
     ] {
         let error = add(&mut client, rows).await.unwrap_err();
         assert!(
