@@ -2,6 +2,7 @@
 //! its audits in memory and on SQLite, the job that runs it, and deploys that need it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+mod audits;
 mod deploy;
 mod job;
 mod keys;

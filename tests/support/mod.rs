@@ -7,6 +7,7 @@
     clippy::indexing_slicing
 )]
 
+pub mod audits;
 pub mod concert;
 #[cfg(unix)]
 pub mod crash;
