@@ -1217,25 +1217,6 @@ fn counter_in_memory_without_a_source_is_named_in_the_error() {
     assert_eq!(report.counters[0].samples[0].expected, 6);
 }
 
-#[test]
-fn a_recount_in_memory_beyond_64_bits_names_its_key() {
-    let rows = [sale(1, 1), sale(3, i64::MIN), sale(3, -1)];
-    let mut store = MemoryStore::new(&SUMS);
-    let mut audit = MemoryAudit::new(&mut store);
-    audit.add(SUM, |_| rows.iter()).unwrap();
-    let error = run_whole(Mode::Verify, &SUMS, Options::default(), &mut audit).unwrap_err();
-    assert!(
-        matches!(&error, Error::Overflow { key, what: "recount", .. } if key == "3"),
-        "{error}"
-    );
-    audit.add(SUM, |_| [sale(3, i64::MIN), sale(4, i64::MAX)]).unwrap();
-    assert_eq!(
-        run_whole(Mode::Repair, &SUMS, Options::default(), &mut audit).unwrap().counters[0]
-            .corrected,
-        2
-    );
-}
-
 // Order.
 
 /// SQLite groups in key order, whatever the order of the rows. The order of records, and of the

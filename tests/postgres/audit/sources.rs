@@ -20,57 +20,6 @@ fn rows(table: &str, columns: Columns) -> PostgresRows<'static> {
     rows.columns("k, amount, spam").key(Integer::COUNTER, columns)
 }
 
-#[tokio::test]
-async fn source_that_differs_from_the_tally_is_refused_by_a_repair() {
-    let Some(server) = shared() else { return };
-    let mut client = database(server).await;
-    fill::<Integer>(&mut client).await;
-    let reader = connect_again(&client, server).await;
-    let items = || Columns::of(["k"]);
-    let right = || items().sum("amount").filter("NOT spam");
-    // The SQL differs at the ends of the source, or in its middle, where the repair of the key
-    // finds it.
-    reader.batch_execute("UPDATE of_integer SET total = total + 1 WHERE key = 100").await.unwrap();
-    let middle = right().sum("CASE WHEN k = 100 THEN 1 ELSE amount END");
-    for wrong in
-        [items().sum("amount"), items().count().filter("NOT spam"), right().sum("-amount"), middle]
-    {
-        let shown = format!("{wrong:?}");
-        let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
-        audit.add(rows("items", wrong)).await.unwrap();
-        let refused =
-            run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await;
-        assert!(matches!(refused, Err(Error::DefinitionMismatch { .. })), "{shown}: {refused:?}");
-        assert_eq!(drift::<Integer>(&reader).await, (1, 0, 0));
-    }
-    let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
-    audit.add(rows("items", right())).await.unwrap();
-    run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
-    assert_eq!(drift::<Integer>(&reader).await, (0, 0, 0));
-}
-
-/// If the SQL agrees with the totals, no key is repaired, and only the sample compares the SQL with
-/// the tally.
-#[tokio::test]
-async fn totals_with_the_same_error_as_the_source_are_noticed() {
-    let Some(server) = shared() else { return };
-    let mut client = database(server).await;
-    fill::<Integer>(&mut client).await;
-    let wrongly = "DELETE FROM of_integer; INSERT INTO of_integer SELECT k, sum(amount) FROM items WHERE k IS NOT NULL GROUP BY 1";
-    client.batch_execute(wrongly).await.unwrap();
-    let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
-    audit.add(rows("items", Columns::of(["k"]).sum("amount"))).await.unwrap();
-    let refused = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await;
-    assert!(matches!(refused, Err(Error::DefinitionMismatch { .. })), "{refused:?}");
-    assert_eq!(
-        run_whole(Mode::Verify, &Integer::SCHEMA, Options::default(), &mut audit)
-            .await
-            .unwrap()
-            .drift(),
-        0
-    );
-}
-
 /// The server sends rows in portions.
 #[tokio::test]
 async fn a_page_of_many_rows_is_read_to_its_end() {
@@ -89,28 +38,6 @@ async fn a_page_of_many_rows_is_read_to_its_end() {
         assert_eq!(report.drift(), 0);
         assert!(report.counters[0].keys > 250, "{report}");
     }
-}
-
-#[tokio::test]
-async fn an_emptied_source_is_refused_unless_the_repair_is_forced() {
-    let Some(server) = shared() else { return };
-    let mut client = database(server).await;
-    fill::<Integer>(&mut client).await;
-    client.batch_execute("DELETE FROM items").await.unwrap();
-    let reader = connect_again(&client, server).await;
-    for by_tally in [false, true] {
-        let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
-        audit.add(source::<Integer>(by_tally)).await.unwrap();
-        let refused =
-            run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await;
-        assert!(matches!(refused, Err(Error::SourceEmpty { totals: 100, .. })), "{refused:?}");
-        assert!(drift::<Integer>(&reader).await.2 > 200);
-    }
-    let forced = Options::default().force(true);
-    run_whole(Mode::Repair, &Integer::SCHEMA, forced, &mut audit::<Integer>(&mut client).await)
-        .await
-        .unwrap();
-    assert_eq!(text_of(&reader, "SELECT count(*)::text FROM of_integer").await, "0");
 }
 
 #[tokio::test]
