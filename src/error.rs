@@ -107,7 +107,8 @@ pub enum Error {
     /// A counter whose totals do not yet include rows from before its hooks ran everywhere, or that
     /// is made of such a counter; or a leaderboard that was newly created.
     #[error(
-        "{counter}: {unready} is not ready to be read: first backfill a counter, or rebuild a leaderboard"
+        "{}{unready} is not ready to be read: backfill it (a repair does not make it ready), or rebuild it if it is a leaderboard",
+        made_of(counter, unready)
     )]
     NotReady {
         /// The name of the counter or leaderboard that you asked for.
@@ -355,6 +356,10 @@ impl Error {
     pub(crate) fn invalid_use(what: &'static str, reason: impl Into<String>) -> Self {
         Self::InvalidUse { what, reason: reason.into() }
     }
+}
+
+fn made_of(asked: &str, unready: &str) -> String {
+    if asked == unready { String::new() } else { format!("{asked}: ") }
 }
 
 fn added_by(record: Option<&str>) -> String {

@@ -1,18 +1,18 @@
 //! The statements of SQL stores as text and parameters, without a driver: for stores, and for
 //! applications that run them through another library.
 
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub(crate) mod catalogue_check;
 mod ddl;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub(crate) mod inspect;
 pub(crate) mod leaderboard;
 #[cfg_attr(not(any(feature = "sqlite", feature = "postgres")), allow(dead_code))]
 mod many_keys;
 mod offsets;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) mod own_catalogue;
 mod query;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod sweep_zeros;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) mod table_descriptions;
 pub(crate) mod value;
 
 use std::borrow::Cow;

@@ -110,7 +110,8 @@ impl<'c> SqliteStore<'c> {
     ) -> Result<T, E> {
         const OPERATION: &str = "running a transaction";
         if !self.conn.is_autocommit() {
-            let reason = "the connection is in a transaction already; apply the batch in that";
+            let reason =
+                "the connection is in a transaction already; call apply with the batch in that";
             return Err(Error::invalid_use("transaction", reason).into());
         }
         let mut executor = self.executor();

@@ -15,7 +15,7 @@ use crate::executor::{Column, Executor, Row};
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::leaderboard::{Cell, Leaderboard, LeaderboardId, Ranked, Score, Standing};
 use crate::schema::Schema;
-use crate::sql::catalogue_check::CatalogueRow;
+use crate::sql::own_catalogue::CatalogueRow;
 use crate::sql::{self, Dialect, Query, Value};
 
 /// How many keys are scored at once.

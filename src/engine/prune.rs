@@ -10,7 +10,7 @@ use crate::executor::{Column, Executor, Row as _};
 use crate::key::{KeyBuf, KeyParts};
 use crate::leaderboard::LeaderboardId;
 use crate::schema::Schema;
-use crate::sql::catalogue_check;
+use crate::sql::own_catalogue;
 use crate::sql::{self, Dialect, Query, Value};
 
 /// The cutoffs of these counters: the encoded last key parts below which they were pruned. With
@@ -48,7 +48,7 @@ pub(crate) async fn cutoffs<E: Executor>(
                 }
             };
             // A cutoff that is not a valid last part would keep everything, or nothing.
-            catalogue_check::suffix_value(E::DIALECT, id, &cutoff)?;
+            own_catalogue::suffix_value(E::DIALECT, id, &cutoff)?;
             cutoffs.push((*id, cutoff));
             Ok(())
         })
@@ -119,7 +119,7 @@ async fn prune_family<E: Executor>(
     let mut moved = Vec::new();
     for id in family {
         // Checks that the cutoff is a valid last part of this counter's key.
-        catalogue_check::suffix_value(E::DIALECT, id, cutoff)?;
+        own_catalogue::suffix_value(E::DIALECT, id, cutoff)?;
         let set = Query::new(
             sql::set_cutoff(E::DIALECT),
             vec![Value::Bytes(cutoff.as_bytes().into()), Value::Text(id.full_name())],
@@ -141,7 +141,7 @@ async fn prune_family<E: Executor>(
     leaderboard::lock(executor, schema, &leaderboards).await?;
     let mut gone = 0;
     for id in &moved {
-        let last = vec![catalogue_check::suffix_value(E::DIALECT, id, cutoff)?];
+        let last = vec![own_catalogue::suffix_value(E::DIALECT, id, cutoff)?];
         let delete = Query::new(sql::prune(E::DIALECT, schema.spec(id)?), last);
         let deleted = executor.execute(&[delete]).await;
         let deleted = deleted.or_failed_on("pruning totals", id)?;

@@ -8,8 +8,8 @@ use crate::executor::{DriverError, ErrorKind, Executor, Stopped};
 use crate::key::KeyParts;
 use crate::leaderboard::LeaderboardId;
 use crate::schema::Schema;
-use crate::sql::catalogue_check::{self, CatalogueRow, Known};
-use crate::sql::{self, Dialect, Query, Value, inspect};
+use crate::sql::own_catalogue::{self, CatalogueRow, Known};
+use crate::sql::{self, Dialect, Query, Value, table_descriptions};
 
 /// The maximum length of a table's or index's name in PostgreSQL, in bytes. It truncates longer
 /// ones.
@@ -135,7 +135,7 @@ async fn check_all<E: Executor>(executor: &mut E, schema: &Schema) -> Result<()>
     for (table, columns) in sql::own_tables(E::DIALECT) {
         check_table(executor, table, &columns, true).await?;
     }
-    catalogue_check::check_others(schema, &known, "the store's drop_counter()")?;
+    own_catalogue::check_others(schema, &known, "the store's drop_counter()")?;
     for leaderboard in schema.leaderboard_ids() {
         let table = leaderboard.table_name();
         check_row(&known, "leaderboard", &CatalogueRow::of_leaderboard(leaderboard), &table)?;
@@ -207,8 +207,8 @@ async fn check_keyed<E: Executor>(
     check_table(
         executor,
         table,
-        &inspect::keyed(E::DIALECT, parts, last),
-        inspect::has_texts(parts),
+        &table_descriptions::keyed(E::DIALECT, parts, last),
+        table_descriptions::has_texts(parts),
     )
     .await
 }
@@ -227,7 +227,7 @@ async fn check_table<E: Executor>(
         Some(other) => return schema(format!("it is a {other}, not a table")),
         None => return schema("it is absent; the store's create() makes it".to_owned()),
     }
-    let columns = said(executor, inspect::columns_of(E::DIALECT, table)).await?;
+    let columns = said(executor, table_descriptions::columns_of(E::DIALECT, table)).await?;
     if columns != wanted {
         return schema(format!(
             "its columns are ({}), not ({})",
@@ -239,7 +239,7 @@ async fn check_table<E: Executor>(
 }
 
 async fn refuse_faults<E: Executor>(executor: &mut E, table: &str, texts: bool) -> Result<()> {
-    for query in inspect::faults(E::DIALECT, table, texts) {
+    for query in table_descriptions::faults(E::DIALECT, table, texts) {
         if let Some(reason) = said(executor, query).await?.into_iter().next() {
             return Err(Error::SchemaMismatch { table: table.to_owned(), reason });
         }
@@ -287,13 +287,15 @@ fn check_names(dialect: Dialect, schema: &Schema) -> Result<()> {
 async fn elsewhere<E: Executor>(executor: &mut E) -> Result<Option<String>> {
     match E::DIALECT {
         Dialect::Sqlite => Ok(None),
-        Dialect::Postgres => Ok(said(executor, inspect::elsewhere()).await?.into_iter().next()),
+        Dialect::Postgres => {
+            Ok(said(executor, table_descriptions::elsewhere()).await?.into_iter().next())
+        }
     }
 }
 
 /// The kind of object that a name stands for, if any.
 async fn kind_of<E: Executor>(executor: &mut E, name: &str) -> Result<Option<String>> {
-    Ok(said(executor, inspect::kind_of(E::DIALECT, name)).await?.into_iter().next())
+    Ok(said(executor, table_descriptions::kind_of(E::DIALECT, name)).await?.into_iter().next())
 }
 
 /// The texts that a query about the schema returns.
@@ -392,7 +394,7 @@ fn is_foreign<E: DriverError>(error: &E) -> bool {
 
 /// A number that tells this database's totals from another's.
 pub(crate) async fn identity<E: Executor>(executor: &mut E, schema: &Schema) -> Result<u64> {
-    Ok(catalogue_check::identity(schema, &catalogue(executor).await?))
+    Ok(own_catalogue::identity(schema, &catalogue(executor).await?))
 }
 
 /// The counters and leaderboards of this database that the schema does not have, by their full
@@ -424,7 +426,7 @@ async fn drop_orphan<E: Executor>(
     operation: &str,
 ) -> Result<()> {
     let known = catalogue(executor).await?;
-    let table = catalogue_check::orphaned(schema, &known, name)?.table_name();
+    let table = own_catalogue::orphaned(schema, &known, name)?.table_name();
     // Before the table, as a prune does.
     let text = format!(
         r#"DELETE FROM "{}" AS c WHERE c."name" = {}"#,

@@ -1,8 +1,8 @@
 //! The DDL of the tables of totals, offsets and locks, and of their catalogue.
 
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-use super::inspect;
 use super::leaderboard;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+use super::table_descriptions;
 use super::{Dialect, column_kind, columns, key_columns};
 use crate::counter::{CounterId, CounterSpec};
 use crate::error::{Error, Result};
@@ -283,19 +283,21 @@ pub(crate) fn create_runs(dialect: Dialect) -> String {
     )
 }
 
-/// The tables of keepcount other than the catalogue, with their columns as [`inspect::column`]
+/// The tables of keepcount other than the catalogue, with their columns as [`table_descriptions::column`]
 /// spells them.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) fn own_tables(dialect: Dialect) -> Vec<(&'static str, Vec<String>)> {
-    let text = |name: &str, in_key| inspect::column(dialect, name, dialect.text(), in_key);
-    let number =
-        |name: &str, in_key| inspect::column(dialect, name, column_kind(dialect, None), in_key);
+    let text =
+        |name: &str, in_key| table_descriptions::column(dialect, name, dialect.text(), in_key);
+    let number = |name: &str, in_key| {
+        table_descriptions::column(dialect, name, column_kind(dialect, None), in_key)
+    };
     let mut tables = vec![
         (OFFSETS, vec![text("stream", Some(1)), number("last", None)]),
         (RUNS, vec![number("run", Some(1)), text("token", None), number("turn", None)]),
     ];
     if dialect == Dialect::Postgres {
-        let key = inspect::column(dialect, "key", "BYTEA", Some(3));
+        let key = table_descriptions::column(dialect, "key", "BYTEA", Some(3));
         tables.push((
             LOCKS,
             vec![text("of", Some(1)), number("level", Some(2)), key, number("turns", None)],

@@ -48,7 +48,7 @@ mod checked {
     use std::sync::{Arc, Mutex, OnceLock};
     use std::thread;
 
-    use keepcount::replay;
+    use keepcount::nondeterminism;
     use shuttle::scheduler::{
         DfsScheduler, PctScheduler, RandomScheduler, Scheduler, UrwRandomScheduler,
     };
@@ -86,7 +86,10 @@ mod checked {
         // With fixed hashing, a failed schedule can be replayed in another process. With two
         // stripes it is short, and two stripes cover both cases: keys of one stripe and keys of
         // different ones.
-        assert!(FIXED.get_or_init(|| replay::fix(2)), "a key was hashed before the hash was fixed");
+        assert!(
+            FIXED.get_or_init(|| nondeterminism::fix(2)),
+            "a key was hashed before the hash was fixed"
+        );
         let mut config = Config::new();
         // The default of 32 KiB is too small for a whole run of a reconciler.
         config.stack_size = 1 << 18;

@@ -1,13 +1,13 @@
 //! The audit of a SQL database, live: rows and totals in one snapshot, repairs under the locks of
 //! their totals. Written once, over an executor.
 
+mod progress_statements;
 mod record_source;
 mod rollup_source;
 mod rollup_spans;
 mod rollup_tables;
 mod row_source;
 mod run_progress;
-mod run_statements;
 pub(super) mod source_statements;
 mod transaction_settings;
 

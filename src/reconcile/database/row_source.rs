@@ -21,7 +21,7 @@ use crate::reconcile::audit::{PageRequest, Recount};
 use crate::reconcile::recount::{
     KeySum, SAMPLE, SumsByKey, mismatch, of_row, same_key, sample_of_key, share_of,
 };
-use crate::sql::catalogue_check;
+use crate::sql::own_catalogue;
 use crate::sql::{self, Dialect, Query, Value};
 
 /// Reads a row as a record, and tallies that to an empty batch.
@@ -101,7 +101,7 @@ impl<'a, D: Driver> RowSource<'a, D> {
         if self.cutoff != cutoff {
             let value = cutoff
                 .as_ref()
-                .map(|cutoff| catalogue_check::suffix_value(D::DIALECT, &self.counter, cutoff));
+                .map(|cutoff| own_catalogue::suffix_value(D::DIALECT, &self.counter, cutoff));
             self.statements =
                 self.target.statements(D::DIALECT, &self.counter, value.transpose()?.as_ref())?;
             self.cutoff = cutoff;

@@ -1,6 +1,6 @@
 //! Keeps the progress of a run next to the totals, and ends a backfill.
 
-use super::run_statements;
+use super::progress_statements;
 use crate::engine::rows::text;
 use crate::engine::{OrFailed as _, Whose, is_kind, readiness, tables, transact};
 use crate::error::{Error, Result};
@@ -12,7 +12,7 @@ use crate::sql::{self, Query};
 /// The kept token of a run, if any.
 pub(super) async fn kept_of<E: Executor>(executor: &mut E, run: u64) -> Result<Option<Token>> {
     let mut kept = None;
-    let recall = [run_statements::recall(E::DIALECT, run)];
+    let recall = [progress_statements::recall(E::DIALECT, run)];
     let read = executor
         .fetch(&recall, |_, row| {
             kept = text(row, 0, sql::RUNS)?;
@@ -21,12 +21,12 @@ pub(super) async fn kept_of<E: Executor>(executor: &mut E, run: u64) -> Result<O
         .await;
     let operation = "reading the progress of a run";
     read.or_failed(Whose::Table(sql::RUNS), operation)?;
-    Ok(run_statements::read(kept))
+    Ok(progress_statements::read(kept))
 }
 
 /// Keeps the progress of a run.
 pub(super) async fn keep_run<E: Executor>(executor: &mut E, ask: &Keep) -> Result<Kept> {
-    let Some(keep) = run_statements::keep(E::DIALECT, ask) else { return Ok(Kept::Here) };
+    let Some(keep) = progress_statements::keep(E::DIALECT, ask) else { return Ok(Kept::Here) };
     let operation = "storing the progress of a run";
     match transact!(executor, operation, keep_in(executor, ask, &keep, operation)) {
         // A replica, or a user who may only read: it can still verify, and its token then says
@@ -53,7 +53,7 @@ async fn keep_in<E: Executor>(
         return Ok(if is_stored { Kept::Here } else { Kept::Lost });
     }
     if ask.from.is_none() {
-        let forgotten = executor.execute(&[run_statements::forget(E::DIALECT)]).await;
+        let forgotten = executor.execute(&[progress_statements::forget(E::DIALECT)]).await;
         forgotten.or_failed(Whose::Connection, operation)?;
     }
     Ok(Kept::Here)
