@@ -521,7 +521,8 @@ impl CounterSpec {
     }
 }
 
-/// A storage clause without the mark that the counter is prunable.
+/// A storage clause without the mark that the counter is prunable: that may change until the counter
+/// is pruned.
 pub(crate) fn without_prunable(storage_clause: &str) -> &str {
     storage_clause.strip_suffix(", prunable").unwrap_or(storage_clause)
 }

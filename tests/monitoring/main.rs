@@ -30,6 +30,7 @@ use keepcount::{
     Result, Schema, SqliteStore, Store, StreamRange, Tally,
 };
 use metrics::{HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+use panics::assert_recorder_panics;
 use rusqlite::Connection;
 use support::world::{Clock, World, run_whole, through_text};
 use tracing::field::{Field, Visit};
@@ -553,27 +554,6 @@ fn batches_in_postgresql_are_counted_once_for_their_events() {
     let applied = r#"TRACE a batch was applied: store="postgres" totals=1 statements=1"#;
     assert_eq!(events.iter().filter(|event| *event == applied).count(), 2, "{events:?}");
     assert_without_keys(&metrics, &events);
-}
-
-/// Asserts that a call panics because the recorder does.
-fn assert_recorder_panics(call: impl FnOnce()) {
-    struct Panics;
-    impl Recorder for Panics {
-        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-        fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> metrics::Counter {
-            panic!("the recorder panics")
-        }
-        fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> metrics::Gauge {
-            panic!("the recorder panics")
-        }
-        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> metrics::Histogram {
-            panic!("the recorder panics")
-        }
-    }
-    let call = std::panic::AssertUnwindSafe(|| metrics::with_local_recorder(&Panics, call));
-    assert!(std::panic::catch_unwind(call).is_err());
 }
 
 /// The batch was full although it was committed, and counted twice if its caller applied it again.

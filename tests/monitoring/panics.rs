@@ -34,8 +34,8 @@ impl Recorder for Panics {
     }
 }
 
-/// Runs work that reports a batch to the recorder, whose panic is contained, as a job contains it.
-fn unwinds<T>(work: impl FnOnce() -> T) {
+/// Asserts that work reports to the recorder, whose panic is contained, as a job contains it.
+pub(super) fn assert_recorder_panics<T>(work: impl FnOnce() -> T) {
     let caught = metrics::with_local_recorder(&Panics, || {
         catch_unwind(AssertUnwindSafe(work)).map(drop).is_err()
     });
@@ -90,7 +90,7 @@ fn pending_write_ends_once_if_the_recorder_panics() {
         for is_idempotent in [false, true] {
             let store = MemoryStore::new(&SCHEMA);
             let mut written = batch(rows);
-            unwinds(|| commit(store.begin(&mut written).unwrap(), is_idempotent));
+            assert_recorder_panics(|| commit(store.begin(&mut written).unwrap(), is_idempotent));
 
             // Another write is open, and its row is visible.
             let visible = [ONE, rows].concat();
@@ -117,13 +117,13 @@ fn batch_that_a_memory_store_applied_is_empty_if_the_recorder_panics() {
     for rows in [ONE, TWO] {
         let store = MemoryStore::new(&SCHEMA);
         let mut applied = batch(rows);
-        unwinds(|| store.apply(&mut applied));
+        assert_recorder_panics(|| store.apply(&mut applied));
         assert!(applied.is_empty());
         store.apply(&mut applied).unwrap();
         assert_eq!(store.total(VOTES, 7).unwrap(), 1);
 
         let mut applied = batch(rows);
-        unwinds(|| store.apply_idempotent(&mut applied, &events()));
+        assert_recorder_panics(|| store.apply_idempotent(&mut applied, &events()));
         assert!(applied.is_empty());
         assert_eq!((store.total(VOTES, 7).unwrap(), store.offset("votes")), (2, 1));
     }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{MemoryStore, ROOMY, Stripe, Totals};
-use crate::counter::{CounterId, CounterSpec, Rollup};
+use crate::counter::{CounterId, CounterSpec, Rollup, without_prunable};
 use crate::error::{Error, Result, shortened};
 use crate::key::{KeyBuf, KeyParts};
 use crate::locks::Ordering;
@@ -321,7 +321,7 @@ impl Snapshot {
                     here.key
                 ));
             }
-            if unpruned(&counter.storage_clause) != unpruned(&here.storage_clause) {
+            if without_prunable(&counter.storage_clause) != without_prunable(&here.storage_clause) {
                 let there = shortened(&counter.storage_clause);
                 return refused(format!(
                     "is stored as {there:?}, and as {:?} in the schema",
@@ -354,12 +354,6 @@ impl CounterTotals {
     fn spec(&self, schema: &Schema) -> Option<&'static CounterSpec> {
         schema.counters().iter().find(|spec| self.is(&spec.id()))
     }
-}
-
-/// Returns a storage clause without the mark that it is prunable: that may change until the counter
-/// is pruned.
-fn unpruned(storage_clause: &str) -> &str {
-    storage_clause.strip_suffix(", prunable").unwrap_or(storage_clause)
 }
 
 fn failed(reason: String) -> Error {
