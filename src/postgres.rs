@@ -1,21 +1,25 @@
 //! Totals in PostgreSQL tables, over the caller's own client or transaction: the engine's async
 //! interface.
+//!
+//! The futures of all but plain reads are boxed here, so that the engine is compiled in this crate.
+//! An `async fn` would be compiled in each crate that awaits it, with all of the engine.
 
 use std::fmt;
 
+use futures_util::FutureExt as _;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, GenericClient, Transaction};
+use tokio_postgres::{Client, Transaction};
 
 use crate::batch::Batch;
 use crate::counter::key_range::KeyRange;
 use crate::counter::{Counter, CounterId};
 use crate::drivers::tokio_postgres::{
-    Postgres, PreparedStatements, commit_failed, end_transaction, write_in_own,
+    Postgres, PreparedStatements, Scope, commit_failed, end_transaction, write_in_own,
 };
 use crate::engine;
 use crate::error::{Error, Result};
-use crate::key::{AsKey, Key, KeyBuf};
-use crate::leaderboard::{Leaderboard, Ranked, Score, Standing};
+use crate::key::{AsKey, Key, KeyBuf, KeyParts};
+use crate::leaderboard::{Leaderboard, LeaderboardId, Ranked, Score, Standing};
 use crate::observe;
 use crate::schema::Schema;
 use crate::store::{Applied, AsyncStore, Sweep, Swept};
@@ -25,12 +29,13 @@ use crate::stream_range::StreamRange;
 ///
 /// It borrows its client or transaction, so make it where you use it.
 ///
-/// [`new`](Self::new) takes a client or a transaction, and applies in its own transaction or
-/// savepoint. A batch that fails leaves the caller's transaction as it was, unless the end of the
-/// savepoint is cancelled too: then the transaction is aborted and commits nothing.
-/// [`in_transaction`](Self::in_transaction) takes a transaction and applies directly in it, which
-/// saves two round trips; if an apply then fails, or its future is dropped before it is ready, roll
-/// the transaction back.
+/// - [`new`](Self::new) takes a client, and begins a transaction for each apply.
+/// - [`in_transaction`](Self::in_transaction) takes a transaction of yours, and applies directly in
+///   it. If an apply fails, or its future is dropped before it is ready, roll the transaction back.
+/// - [`with_savepoints`](Self::with_savepoints) takes a transaction of yours, and sets a savepoint
+///   for each apply, which costs two more round trips. A batch that fails leaves the transaction as
+///   it was, unless the end of the savepoint is cancelled too: then the transaction is aborted and
+///   commits nothing.
 ///
 /// Apply once in each transaction, as its last statement before the commit. Then rows are locked
 /// for the shortest time, in one order for all, and keepcount's tables do not deadlock.
@@ -59,60 +64,54 @@ use crate::stream_range::StreamRange;
 /// # Ok(())
 /// # }
 /// ```
-pub struct PostgresStore<'c, C> {
-    conn: Conn<'c, C>,
+pub struct PostgresStore<'c> {
+    conn: Conn<'c>,
     schema: &'c Schema,
     prepared: Option<&'c PreparedStatements>,
 }
 
-enum Conn<'c, C> {
-    /// Begins its own transactions, or savepoints.
-    Own(&'c mut C),
-    /// A transaction of the caller.
-    Within(&'c C),
+enum Conn<'c> {
+    /// Begins its own transactions.
+    Own(&'c mut Client),
+    /// Applies in the caller's transaction.
+    Callers(&'c Client),
+    /// Applies in savepoints of the caller's transaction.
+    Savepoints(&'c Client),
 }
 
-impl<C> fmt::Debug for PostgresStore<'_, C> {
+impl fmt::Debug for PostgresStore<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresStore").field("schema", &self.schema).finish_non_exhaustive()
     }
 }
 
-impl<'c, 't> PostgresStore<'c, Transaction<'t>> {
-    /// A store of these counters within a transaction: what you apply commits or rolls back with
-    /// it.
-    ///
-    /// Does no I/O.
-    #[must_use]
-    pub const fn in_transaction(tx: &'c Transaction<'t>, schema: &'c Schema) -> Self {
-        Self { conn: Conn::Within(tx), schema, prepared: None }
-    }
-
-    /// Applies a batch as the last statement of the transaction.
-    async fn apply_last(&mut self, batch: &mut Batch) -> Result<()> {
-        if batch.is_empty()
-            && let Conn::Within(tx) = &self.conn
-        {
-            // A commit of an aborted transaction rolls it back without an error.
-            let operation = "running a transaction";
-            let checked = tx.batch_execute("SELECT 1").await;
-            checked.map_err(|error| engine::failed(engine::Whose::Connection, operation, error))?;
-        }
-        self.apply(batch).await.map(drop)
-    }
-}
-
-impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
-    /// A store of these counters over a client, with a transaction for each apply, or over a
-    /// transaction, with a savepoint for each.
+impl<'c> PostgresStore<'c> {
+    /// A store of these counters over a client, with a transaction for each apply.
     ///
     /// Does no I/O: call [`check`](Self::check) once at start.
     ///
     /// Do not pass a client on which you executed a literal `BEGIN`: the driver cannot see that
     /// transaction, and the store would commit it.
     #[must_use]
-    pub const fn new(client: &'c mut C, schema: &'c Schema) -> Self {
+    pub const fn new(client: &'c mut Client, schema: &'c Schema) -> Self {
         Self { conn: Conn::Own(client), schema, prepared: None }
+    }
+
+    /// A store of these counters within a transaction: what you apply commits or rolls back with
+    /// it.
+    ///
+    /// Does no I/O.
+    #[must_use]
+    pub fn in_transaction(tx: &'c Transaction<'_>, schema: &'c Schema) -> Self {
+        Self { conn: Conn::Callers(tx.client()), schema, prepared: None }
+    }
+
+    /// A store of these counters within a transaction, with a savepoint for each apply.
+    ///
+    /// Does no I/O.
+    #[must_use]
+    pub fn with_savepoints(tx: &'c mut Transaction<'_>, schema: &'c Schema) -> Self {
+        Self { conn: Conn::Savepoints(tx.client()), schema, prepared: None }
     }
 
     /// Keeps prepared statements in `prepared`, which belongs to the connection.
@@ -122,10 +121,11 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
         self
     }
 
-    fn executor(&self) -> Postgres<'_, C> {
+    const fn executor(&self) -> Postgres<'_> {
         match &self.conn {
-            Conn::Own(client) => Postgres::own(client, self.prepared),
-            Conn::Within(client) => Postgres::within(client, self.prepared),
+            Conn::Own(client) => Postgres::new(client, Scope::Own, self.prepared),
+            Conn::Callers(client) => Postgres::new(client, Scope::Callers, self.prepared),
+            Conn::Savepoints(client) => Postgres::new(client, Scope::Savepoint, self.prepared),
         }
     }
 
@@ -151,8 +151,9 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     /// [`Error::SchemaMismatch`] if a table with a counter's name exists but is not in the
     /// catalogue, a table does not match the schema, a name is too long for PostgreSQL, or the
     /// catalogue is in another schema than the first of `search_path`. Nothing is created then.
-    pub async fn create(&mut self) -> Result<()> {
-        engine::tables::create(&mut self.executor(), self.schema, false).await
+    pub fn create(&mut self) -> impl Future<Output = Result<()>> + Send {
+        async move { engine::tables::create(&mut self.executor(), self.schema, false).await }
+            .boxed()
     }
 
     /// Like [`create`](Self::create), for counters of rows that already exist: no new counter is
@@ -161,8 +162,8 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     /// # Errors
     ///
     /// As [`create`](Self::create).
-    pub async fn create_pending_backfill(&mut self) -> Result<()> {
-        engine::tables::create(&mut self.executor(), self.schema, true).await
+    pub fn create_pending_backfill(&mut self) -> impl Future<Output = Result<()>> + Send {
+        async move { engine::tables::create(&mut self.executor(), self.schema, true).await }.boxed()
     }
 
     /// Compares the catalogue and the tables with the schema.
@@ -173,8 +174,8 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     /// another primary key, has triggers, rules, row security or children, is temporary or unlogged
     /// or in another schema than the catalogue, does not sort texts by bytes, or has another
     /// version or key than the schema.
-    pub async fn check(&mut self) -> Result<()> {
-        engine::tables::check(&mut self.executor(), self.schema).await
+    pub fn check(&mut self) -> impl Future<Output = Result<()>> + Send {
+        async move { engine::tables::check(&mut self.executor(), self.schema).await }.boxed()
     }
 
     /// The counters and leaderboards of this database that the schema does not have, by their full
@@ -186,8 +187,8 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     /// # Errors
     ///
     /// The database's errors.
-    pub async fn orphaned(&mut self) -> Result<Vec<String>> {
-        engine::tables::orphaned(&mut self.executor(), self.schema).await
+    pub fn orphaned(&mut self) -> impl Future<Output = Result<Vec<String>>> + Send {
+        async move { engine::tables::orphaned(&mut self.executor(), self.schema).await }.boxed()
     }
 
     /// Drops the table of an [orphaned](Self::orphaned) counter or leaderboard, and its row in the
@@ -201,18 +202,29 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     /// [`Error::UnknownCounter`] if the database has nothing with this name; [`Error::InvalidUse`]
     /// if the schema has it, or if a rollup or leaderboard is made of it, which you must drop
     /// first; and those of the database. Nothing is dropped then.
-    pub async fn drop_counter(&mut self, name: &str) -> Result<()> {
-        engine::tables::drop_counter(&mut self.executor(), self.schema, name).await
+    pub fn drop_counter<'s>(
+        &'s mut self,
+        name: &'s str,
+    ) -> impl Future<Output = Result<()>> + Send {
+        async move { engine::tables::drop_counter(&mut self.executor(), self.schema, name).await }
+            .boxed()
     }
 
-    /// Whether a counter may be read: it, and everything that it sums, is ready.
+    /// Whether a counter may be read: the database has it and everything that it sums, and all of
+    /// it is ready.
     ///
     /// # Errors
     ///
     /// [`Error::UnknownCounter`] and [`Error::DefinitionConflict`] for a counter that the schema
-    /// does not have, and those of the database.
+    /// does not have, [`Error::SchemaMismatch`] in a database without keepcount's tables, and those
+    /// of the database.
     pub async fn is_ready(&mut self, counter: impl Into<CounterId>) -> Result<bool> {
-        engine::readiness::is_ready(&mut self.executor(), self.schema, counter.into()).await
+        self.is_ready_id(counter.into()).await
+    }
+
+    fn is_ready_id(&mut self, counter: CounterId) -> impl Future<Output = Result<bool>> + Send {
+        async move { engine::readiness::is_ready(&mut self.executor(), self.schema, counter).await }
+            .boxed()
     }
 
     /// The counters of the schema that need a backfill, in the order of names, for
@@ -223,8 +235,8 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     /// # Errors
     ///
     /// The database's errors.
-    pub async fn unready(&mut self) -> Result<Vec<CounterId>> {
-        engine::readiness::unready(&mut self.executor(), self.schema).await
+    pub fn unready(&mut self) -> impl Future<Output = Result<Vec<CounterId>>> + Send {
+        async move { engine::readiness::unready(&mut self.executor(), self.schema).await }.boxed()
     }
 
     /// Drops the totals of a counter, and of its rollups by suffix, whose last key part is before
@@ -244,9 +256,19 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
         counter: Counter<(H, T)>,
         before: impl AsKey<T>,
     ) -> Result<u64> {
-        let cutoff = KeyBuf::of::<T>(before);
-        engine::prune::prune(&mut self.executor(), self.schema, counter.id(), T::PARTS, &cutoff)
-            .await
+        self.prune_id(counter.id(), T::PARTS, KeyBuf::of::<T>(before)).await
+    }
+
+    fn prune_id(
+        &mut self,
+        counter: CounterId,
+        parts: KeyParts,
+        before: KeyBuf,
+    ) -> impl Future<Output = Result<u64>> + Send {
+        async move {
+            engine::prune::prune(&mut self.executor(), self.schema, counter, parts, &before).await
+        }
+        .boxed()
     }
 
     /// At most `limit` streams after `after`, in the order of their names' bytes, each with its
@@ -258,12 +280,12 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     ///
     /// The database's errors, and [`Error::SchemaMismatch`](crate::Error::SchemaMismatch) for an
     /// offset that somebody else wrote.
-    pub async fn offsets(
-        &mut self,
-        after: Option<&str>,
+    pub fn offsets<'s>(
+        &'s mut self,
+        after: Option<&'s str>,
         limit: usize,
-    ) -> Result<Vec<(String, u64)>> {
-        engine::offsets::offsets(&mut self.executor(), after, limit).await
+    ) -> impl Future<Output = Result<Vec<(String, u64)>>> + Send {
+        async move { engine::offsets::offsets(&mut self.executor(), after, limit).await }.boxed()
     }
 
     /// Drops the offset of a stream that ended, and returns it; 0 if there was none.
@@ -275,8 +297,11 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     /// # Errors
     ///
     /// As [`offsets`](Self::offsets). The offset stays then.
-    pub async fn forget_offset(&mut self, stream: &str) -> Result<u64> {
-        engine::offsets::forget_offset(&mut self.executor(), stream).await
+    pub fn forget_offset<'s>(
+        &'s mut self,
+        stream: &'s str,
+    ) -> impl Future<Output = Result<u64>> + Send {
+        async move { engine::offsets::forget_offset(&mut self.executor(), stream).await }.boxed()
     }
 
     /// The first lines of a leaderboard: one range of its index.
@@ -365,7 +390,17 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
         &mut self,
         leaderboard: Leaderboard<K, S>,
     ) -> Result<u64> {
-        engine::leaderboard::rebuild(&mut self.executor(), self.schema, &leaderboard.id()).await
+        self.rebuild_id(leaderboard.id()).await
+    }
+
+    fn rebuild_id(
+        &mut self,
+        leaderboard: LeaderboardId,
+    ) -> impl Future<Output = Result<u64>> + Send {
+        async move {
+            engine::leaderboard::rebuild(&mut self.executor(), self.schema, &leaderboard).await
+        }
+        .boxed()
     }
 }
 
@@ -384,7 +419,49 @@ impl<E: From<Error>> Failed<E> {
     }
 }
 
-impl PostgresStore<'_, Client> {
+impl PostgresStore<'_> {
+    /// The client, unless the store is in a transaction of the caller.
+    fn client(&mut self, function: &'static str) -> Result<&mut Client> {
+        match &mut self.conn {
+            Conn::Own(client) => Ok(client),
+            Conn::Callers(_) | Conn::Savepoints(_) => Err(Error::invalid_use(
+                function,
+                "it begins a transaction, but the store is in one already",
+            )),
+        }
+    }
+
+    fn apply_once<'s>(
+        &'s mut self,
+        batch: &'s mut Batch,
+        stream_range: Option<&'s StreamRange<'s>>,
+    ) -> impl Future<Output = Result<Applied>> + Send {
+        async move {
+            engine::write::apply(&mut self.executor(), self.schema, batch, stream_range).await
+        }
+        .boxed()
+    }
+
+    /// Applies a batch as the last statement of the transaction.
+    fn apply_last<'s>(
+        &'s mut self,
+        batch: &'s mut Batch,
+    ) -> impl Future<Output = Result<()>> + Send {
+        async move {
+            if batch.is_empty()
+                && let Conn::Callers(client) = &self.conn
+            {
+                // A commit of an aborted transaction rolls it back without an error.
+                let operation = "running a transaction";
+                let checked = client.batch_execute("SELECT 1").await;
+                checked
+                    .map_err(|error| engine::failed(engine::Whose::Connection, operation, error))?;
+            }
+            self.apply(batch).await.map(drop)
+        }
+        .boxed()
+    }
+
     /// Runs `work` in a transaction, applies the batch that it fills, and commits.
     ///
     /// So no batch is forgotten, none is applied whose rows are not committed, and each is applied
@@ -400,9 +477,9 @@ impl PostgresStore<'_, Client> {
     /// # Errors
     ///
     /// Those of `work`. As [`apply`](AsyncStore::apply), with [`Error::Indeterminate`] if it is not
-    /// known whether the commit happened. [`Error::InvalidUse`] for a store that is
-    /// [`in_transaction`](PostgresStore::in_transaction). [`Error::TransactionOpen`] if the
-    /// transaction could not be rolled back.
+    /// known whether the commit happened. [`Error::InvalidUse`] for a store in a
+    /// transaction of yours. [`Error::TransactionOpen`] if the transaction could not be rolled
+    /// back.
     ///
     /// # Examples
     ///
@@ -425,17 +502,15 @@ impl PostgresStore<'_, Client> {
     ) -> Result<T, E> {
         const OPERATION: &str = "running a transaction";
         let failed = |error| engine::failed(engine::Whose::Connection, OPERATION, error);
-        let Conn::Own(client) = &mut self.conn else {
-            return Err(Error::invalid_use("transaction", "the store is in one already").into());
-        };
+        let (schema, prepared) = (self.schema, self.prepared);
+        let client = self.client("transaction")?;
         let mut tx = client.transaction().await.map_err(failed)?;
         // Dropped, it rolls back.
         let mut batch = Batch::new();
         let done = match work(&mut tx, &mut batch).await {
             Ok(value) => {
-                let conn = Conn::Within(&tx);
-                let mut store =
-                    PostgresStore { conn, schema: self.schema, prepared: self.prepared };
+                let mut store = PostgresStore::in_transaction(&tx, schema);
+                store.prepared = prepared;
                 store.apply_last(&mut batch).await.map(|()| value).map_err(Failed::Ours)
             }
             Err(error) => Err(Failed::Work(error)),
@@ -490,7 +565,8 @@ impl PostgresStore<'_, Client> {
     /// # Errors
     ///
     /// As [`apply`](AsyncStore::apply), and those of the database for the rows. Nothing is written
-    /// then, unless it is [`Error::Indeterminate`].
+    /// then, unless it is [`Error::Indeterminate`]. [`Error::InvalidUse`] for a store in a
+    /// transaction of yours.
     ///
     /// # Examples
     ///
@@ -510,7 +586,7 @@ impl PostgresStore<'_, Client> {
         rows: &[(&str, &[&(dyn ToSql + Sync)])],
         batch: &mut Batch,
     ) -> Result<(Vec<u64>, Applied)> {
-        self.write_with(rows, batch, None).await
+        self.write_with("write", rows, batch, None).await
     }
 
     /// Like [`write`](Self::write), and advances a stream's offset in the same transaction: events
@@ -523,7 +599,8 @@ impl PostgresStore<'_, Client> {
     /// # Errors
     ///
     /// As [`apply_idempotent`](AsyncStore::apply_idempotent), and those of the database for the
-    /// rows. Nothing is written then, unless it is [`Error::Indeterminate`].
+    /// rows. Nothing is written then, unless it is [`Error::Indeterminate`]. [`Error::InvalidUse`]
+    /// for a store in a transaction of yours.
     ///
     /// # Examples
     ///
@@ -547,41 +624,40 @@ impl PostgresStore<'_, Client> {
         batch: &mut Batch,
         stream_range: &StreamRange<'_>,
     ) -> Result<(Vec<u64>, Applied)> {
-        self.write_with(rows, batch, Some(stream_range)).await
+        self.write_with("write_idempotent", rows, batch, Some(stream_range)).await
     }
 
-    async fn write_with(
-        &mut self,
-        rows: &[(&str, &[&(dyn ToSql + Sync)])],
-        batch: &mut Batch,
-        stream_range: Option<&StreamRange<'_>>,
-    ) -> Result<(Vec<u64>, Applied)> {
-        self.schema.check_batch(batch)?;
-        let Conn::Own(client) = &self.conn else {
-            return Err(Error::invalid_use(
-                "write",
-                "it begins a transaction, but the store is in one already",
-            ));
-        };
-        if client.is_closed() {
-            // Nothing was sent, so the outcome is certain.
-            let reason = "the connection was lost before; open another";
-            let cause = "connection closed".into();
-            return Err(Error::Busy {
-                operation: engine::write::operation(batch, stream_range),
-                reason,
-                cause,
-            });
+    fn write_with<'s>(
+        &'s mut self,
+        function: &'static str,
+        rows: &'s [(&'s str, &'s [&'s (dyn ToSql + Sync)])],
+        batch: &'s mut Batch,
+        stream_range: Option<&'s StreamRange<'s>>,
+    ) -> impl Future<Output = Result<(Vec<u64>, Applied)>> + Send {
+        async move {
+            self.schema.check_batch(batch)?;
+            let client = self.client(function)?;
+            if client.is_closed() {
+                // Nothing was sent, so the outcome is certain.
+                let reason = "the connection was lost before; open another";
+                let cause = "connection closed".into();
+                return Err(Error::Busy {
+                    operation: engine::write::operation(batch, stream_range),
+                    reason,
+                    cause,
+                });
+            }
+            let began = observe::begin(observe::Backend::Postgres, batch);
+            let (written, applied) =
+                write_in_own(&mut self.executor(), self.schema, rows, batch, stream_range).await?;
+            // First, since the application's recorder may panic.
+            batch.spend();
+            if !applied.skipped {
+                applied.observe(observe::Backend::Postgres, began, batch);
+            }
+            Ok((written, applied))
         }
-        let began = observe::begin(observe::Backend::Postgres, batch);
-        let (written, applied) =
-            write_in_own(&mut self.executor(), self.schema, rows, batch, stream_range).await?;
-        // First, since the application's recorder may panic.
-        batch.spend();
-        if !applied.skipped {
-            applied.observe(observe::Backend::Postgres, began, batch);
-        }
-        Ok((written, applied))
+        .boxed()
     }
 
     /// Removes totals that are 0, and lock rows of children and of leaderboards' keys, a bounded
@@ -600,15 +676,22 @@ impl PostgresStore<'_, Client> {
     /// # Errors
     ///
     /// The database's errors. What was removed before stays removed, and the next call continues
-    /// there.
-    pub async fn sweep(&mut self, sweep: &mut Sweep) -> Result<Swept> {
-        engine::sweep_zeros::sweep(&mut self.executor(), self.schema, sweep).await
+    /// there. [`Error::InvalidUse`] for a store in a transaction of yours.
+    pub fn sweep<'s>(
+        &'s mut self,
+        sweep: &'s mut Sweep,
+    ) -> impl Future<Output = Result<Swept>> + Send {
+        async move {
+            self.client("sweep")?;
+            engine::sweep_zeros::sweep(&mut self.executor(), self.schema, sweep).await
+        }
+        .boxed()
     }
 }
 
-impl<C: GenericClient + Send + Sync> AsyncStore for PostgresStore<'_, C> {
+impl AsyncStore for PostgresStore<'_> {
     async fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
-        engine::write::apply(&mut self.executor(), self.schema, batch, None).await
+        self.apply_once(batch, None).await
     }
 
     async fn apply_idempotent(
@@ -616,7 +699,7 @@ impl<C: GenericClient + Send + Sync> AsyncStore for PostgresStore<'_, C> {
         batch: &mut Batch,
         stream_range: &StreamRange<'_>,
     ) -> Result<Applied> {
-        engine::write::apply(&mut self.executor(), self.schema, batch, Some(stream_range)).await
+        self.apply_once(batch, Some(stream_range)).await
     }
 
     async fn offset(&mut self, stream: &str) -> Result<u64> {

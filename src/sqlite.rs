@@ -244,13 +244,15 @@ impl<'c> SqliteStore<'c> {
         now(engine::tables::drop_counter(&mut self.executor(), self.schema, name))
     }
 
-    /// Whether a counter may be read: it, and everything that it sums, is ready.
+    /// Whether a counter may be read: the database has it and everything that it sums, and all of
+    /// it is ready.
     ///
     /// # Errors
     ///
     /// [`UnknownCounter`](crate::Error::UnknownCounter) and
     /// [`DefinitionConflict`](crate::Error::DefinitionConflict) for a counter that the schema does
-    /// not have, and those of the database.
+    /// not have, [`SchemaMismatch`](crate::Error::SchemaMismatch) in a database without keepcount's
+    /// tables, and those of the database.
     pub fn is_ready(&self, counter: impl Into<CounterId>) -> Result<bool> {
         now(engine::readiness::is_ready(&mut self.executor(), self.schema, counter.into()))
     }

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::executor::{Executor, RowOf};
 use crate::leaderboard::LeaderboardId;
 use crate::schema::Schema;
+use crate::sql::own_catalogue::Known;
 use crate::sql::{self, Query, Value};
 
 /// What is read, which determines what must be ready.
@@ -92,17 +93,25 @@ fn refuse_unready(subject: &Subject<'_>, unready: Option<&str>) -> Result<()> {
     }
 }
 
-/// Whether a counter, and everything that it sums, is ready to be read.
+/// Whether the database has a counter and everything that it sums, and all of it is ready to be
+/// read.
 pub(crate) async fn is_ready<E: Executor>(
     executor: &mut E,
     schema: &Schema,
     counter: CounterId,
 ) -> Result<bool> {
     schema.position(&counter)?;
-    match fetch(executor, Subject::Counter(schema, counter), Vec::new(), |_, _| Ok(())).await {
-        Err(Error::NotReady { .. }) => Ok(false),
-        ready => ready.map(|()| true),
-    }
+    let needs = schema.with_bases(&[counter])?;
+    let known = catalogue(executor).await?;
+    let is_ready =
+        |id: &CounterId| known.iter().any(|known| known.ready && known.row.name == id.full_name());
+    Ok(needs.iter().all(is_ready))
+}
+
+async fn catalogue<E: Executor>(executor: &mut E) -> Result<Vec<Known>> {
+    let nested = executor.is_nested();
+    let known = tables::catalogue(executor).await;
+    after_reads(executor, nested, known)
 }
 
 /// The counters of the schema that need a backfill, in the order of names.
@@ -110,9 +119,7 @@ pub(crate) async fn unready<E: Executor>(
     executor: &mut E,
     schema: &Schema,
 ) -> Result<Vec<CounterId>> {
-    let nested = executor.is_nested();
-    let known = tables::catalogue(executor).await;
-    let known = after_reads(executor, nested, known)?;
+    let known = catalogue(executor).await?;
     let mut counters = schema.by_name();
     counters
         .retain(|id| known.iter().any(|known| !known.ready && known.row.name == id.full_name()));

@@ -1,9 +1,12 @@
-//! The audit of a PostgreSQL database: an asynchronous face of [`Database`].
+//! The audit of a PostgreSQL database: an asynchronous face of [`Database`], whose futures are
+//! boxed as those of [`PostgresStore`](crate::PostgresStore) are.
 
 mod source_check;
 
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use tokio_postgres::Client;
 
 use super::audit::{
@@ -13,7 +16,7 @@ use super::audit::{
 use super::database::{Database, Rows};
 use super::token::Token;
 use crate::counter::CounterId;
-use crate::drivers::tokio_postgres::{Postgres, TokioPostgres};
+use crate::drivers::tokio_postgres::{Postgres, Scope, TokioPostgres};
 use crate::error::{Error, Result};
 use crate::schema::Schema;
 
@@ -88,9 +91,15 @@ impl<'a> PostgresAudit<'a> {
     ///
     /// [`Error::InvalidUse`] if the client is inside a transaction, and the errors of
     /// [`PostgresStore::check`](crate::PostgresStore::check).
-    pub async fn new(client: &'a mut Client, schema: &'a Schema) -> Result<Self> {
-        let database = Database::of(&mut Postgres::own(&*client, None), schema).await?;
-        Ok(Self { client, database })
+    pub fn new(
+        client: &'a mut Client,
+        schema: &'a Schema,
+    ) -> impl Future<Output = Result<Self>> + Send {
+        async move {
+            let database = Database::of(&mut executor(client), schema).await?;
+            Ok(Self { client, database })
+        }
+        .boxed()
     }
 
     /// Sets how long a repair waits for a total that a writer has locked; the default is 5 seconds.
@@ -124,13 +133,16 @@ impl<'a> PostgresAudit<'a> {
     /// one snapshot with the totals: a policy of row security, or a view's condition on the role,
     /// hides some; or a table is on another server, or a materialized view. During a run the server
     /// refuses to leave out what a policy hides.
-    pub async fn add(&mut self, rows: PostgresRows<'a>) -> Result<()> {
-        let mut found = Vec::new();
-        for source in rows.sources(self.database.schema())? {
-            found.push(source_check::look(&mut Postgres::own(&*self.client, None), source).await?);
+    pub fn add(&mut self, rows: PostgresRows<'a>) -> impl Future<Output = Result<()>> + Send {
+        async move {
+            let mut found = Vec::new();
+            for source in rows.sources(self.database.schema())? {
+                found.push(source_check::look(&mut executor(self.client), source).await?);
+            }
+            self.database.put(found);
+            Ok(())
         }
-        self.database.put(found);
-        Ok(())
+        .boxed()
     }
 
     /// Lists the rows of a counter's source that cannot be counted, or that SQL counts differently
@@ -154,8 +166,13 @@ impl<'a> PostgresAudit<'a> {
     /// # Ok(())
     /// # }
     /// ```
-    pub async fn faulty_rows(&mut self, counter: CounterId, most: usize) -> Result<Vec<Error>> {
-        self.database.faulty_rows(&mut Postgres::own(&*self.client, None), &counter, most).await
+    pub fn faulty_rows(
+        &mut self,
+        counter: CounterId,
+        most: usize,
+    ) -> impl Future<Output = Result<Vec<Error>>> + Send {
+        async move { self.database.faulty_rows(&mut executor(self.client), &counter, most).await }
+            .boxed()
     }
 
     /// Returns the counters that have a source, and the rollups of them, for
@@ -166,32 +183,59 @@ impl<'a> PostgresAudit<'a> {
     }
 }
 
+const fn executor(client: &Client) -> Postgres<'_> {
+    Postgres::new(client, Scope::Own, None)
+}
+
+/// The audit's calls, boxed.
+impl PostgresAudit<'_> {
+    fn probe_boxed<'s>(&'s mut self, ask: &'s Probe) -> BoxFuture<'s, Result<ProbeResult>> {
+        async move { self.database.probe(&mut executor(self.client), ask).await }.boxed()
+    }
+
+    fn compare_boxed<'s>(&'s mut self, ask: &'s PageRequest) -> BoxFuture<'s, Result<PageDiff>> {
+        async move { self.database.compare(&mut executor(self.client), ask).await }.boxed()
+    }
+
+    fn repair_boxed<'s>(&'s mut self, ask: &'s RepairRequest) -> BoxFuture<'s, Result<Repaired>> {
+        async move { self.database.repair(&mut executor(self.client), ask).await }.boxed()
+    }
+
+    fn keep_boxed<'s>(&'s mut self, ask: &'s Keep) -> BoxFuture<'s, Result<Kept>> {
+        async move { self.database.keep(&mut executor(self.client), ask).await }.boxed()
+    }
+
+    fn ready_boxed<'s>(&'s mut self, ask: &'s Ready) -> BoxFuture<'s, Result<Kept>> {
+        async move { self.database.ready(&mut executor(self.client), ask).await }.boxed()
+    }
+}
+
 impl AsyncAudit for PostgresAudit<'_> {
     async fn identity(&mut self) -> Result<u64> {
         Ok(self.database.identity())
     }
 
     async fn probe(&mut self, ask: &Probe) -> Result<ProbeResult> {
-        self.database.probe(&mut Postgres::own(&*self.client, None), ask).await
+        self.probe_boxed(ask).await
     }
 
     async fn compare(&mut self, ask: &PageRequest) -> Result<PageDiff> {
-        self.database.compare(&mut Postgres::own(&*self.client, None), ask).await
+        self.compare_boxed(ask).await
     }
 
     async fn repair(&mut self, ask: &RepairRequest) -> Result<Repaired> {
-        self.database.repair(&mut Postgres::own(&*self.client, None), ask).await
+        self.repair_boxed(ask).await
     }
 
     async fn recall(&mut self, token: &Token) -> Result<Option<Token>> {
-        self.database.recall(&mut Postgres::own(&*self.client, None), token).await
+        self.database.recall(&mut executor(self.client), token).await
     }
 
     async fn keep(&mut self, ask: &Keep) -> Result<Kept> {
-        self.database.keep(&mut Postgres::own(&*self.client, None), ask).await
+        self.keep_boxed(ask).await
     }
 
     async fn ready(&mut self, ask: &Ready) -> Result<Kept> {
-        self.database.ready(&mut Postgres::own(&*self.client, None), ask).await
+        self.ready_boxed(ask).await
     }
 }

@@ -57,7 +57,11 @@ mod in_savepoints {
             tx.batch_execute("CREATE TABLE votes (id BIGINT); INSERT INTO votes VALUES (7)")
                 .await
                 .unwrap();
-            run_case(case, &mut PostgresStore::new(&mut tx, &SCHEMA).prepared(&prepared)).await;
+            run_case(
+                case,
+                &mut PostgresStore::with_savepoints(&mut tx, &SCHEMA).prepared(&prepared),
+            )
+            .await;
             // The transaction stays open with its rows, whether the case was applied or refused.
             let rows = tx.query("SELECT id FROM votes", &[]).await.unwrap();
             assert_eq!(rows.len(), 1);

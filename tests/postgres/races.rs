@@ -224,9 +224,12 @@ async fn a_transaction_older_than_a_move_fails_to_serialize_and_does_not_drift()
     }
 }
 
-/// Sweeps to the end. Returns how many totals of 0 and how many locks it removed.
+/// Sweeps to the end, and asserts that it looked at every lock. Returns how many totals of 0 and
+/// how many locks it removed.
 async fn sweep(client: &mut Client, schema: &Schema, rows: usize) -> (u64, u64) {
-    let (mut sweep, mut gone) = (Sweep::new().rows(rows), (0, 0));
+    let count = "SELECT count(*) FROM keepcount_locks";
+    let locks: i64 = client.query_one(count, &[]).await.unwrap().get(0);
+    let (mut sweep, mut gone, mut looked) = (Sweep::new().rows(rows), (0, 0), 0);
     loop {
         let swept = PostgresStore::new(client, schema).sweep(&mut sweep).await.unwrap();
         assert!(
@@ -234,7 +237,9 @@ async fn sweep(client: &mut Client, schema: &Schema, rows: usize) -> (u64, u64) 
             "{swept:?}"
         );
         gone = (gone.0 + swept.totals, gone.1 + swept.locks);
+        looked += swept.looked;
         if swept.complete {
+            assert!(looked >= locks.cast_unsigned(), "{looked} of {locks}");
             return gone;
         }
     }
@@ -397,7 +402,10 @@ async fn sweep_keeps_a_total_of_0_that_an_older_snapshot_read_as_another_number(
         .await
         .unwrap();
     assert_eq!(
-        PostgresStore::new(&mut tx, &SCHEMA).total(postgres_app::SHOW_SETLISTS, 7).await.unwrap(),
+        PostgresStore::with_savepoints(&mut tx, &SCHEMA)
+            .total(postgres_app::SHOW_SETLISTS, 7)
+            .await
+            .unwrap(),
         1
     );
     PostgresStore::new(&mut client, &SCHEMA).apply(&mut add(7, -1)).await.unwrap();
@@ -532,7 +540,7 @@ async fn prune_and_move_of_a_membership_wait_for_each_other() {
         let pause = Duration::from_millis(150);
         if prune_first {
             let mut tx = pruner.transaction().await.unwrap();
-            PostgresStore::new(&mut tx, &SCHEMA).prune(SETLIST_DAYS, 10).await.unwrap();
+            PostgresStore::with_savepoints(&mut tx, &SCHEMA).prune(SETLIST_DAYS, 10).await.unwrap();
             let ((), ()) = tokio::join!(commit(&mut mover, &moved), async {
                 tokio::time::sleep(pause).await;
                 tx.commit().await.unwrap();

@@ -2,12 +2,14 @@
 //! are added and dropped, readiness. And what the store refuses, with its reason: tables that are
 //! not as expected, held locks, servers that do not write, keys and names that do not fit.
 
+use std::time::Duration;
+
 use crate::support::postgres::{connect, shared};
 use crate::support::random::Random;
 use crate::support::standings;
 use keepcount::{
-    AsyncStore, Batch, Counter, Decayed, Error, HalfLife, KeyError, Leaderboard, PostgresStore,
-    PreparedStatements, Recovery, Schema, SqliteStore, Store, StreamRange,
+    AsyncStore, Batch, Counter, CounterId, Decayed, Error, HalfLife, KeyError, Leaderboard,
+    PostgresStore, PreparedStatements, Recovery, Schema, SqliteStore, Store, StreamRange, Sweep,
 };
 use rusqlite::Connection;
 use tokio_postgres::types::ToSql;
@@ -162,14 +164,17 @@ async fn new_counters_are_unready_and_old_ones_are_dropped_by_hand() {
     let mut store = PostgresStore::new(&mut client, &FIRST);
     assert!(store.is_ready(VOTES.id()).await.unwrap());
     let mut later = PostgresStore::new(&mut client, &SECOND);
+    // The database does not have its counters yet.
+    let is_ready = async |store: &mut PostgresStore<'_>, counter: CounterId| {
+        store.is_ready(counter).await.unwrap()
+    };
+    assert!(is_ready(&mut later, VOTES.id()).await && !is_ready(&mut later, ARTIST.id()).await);
     later.create().await.unwrap();
     later.create().await.unwrap(); // changes nothing
     assert_eq!(later.unready().await.unwrap(), [ARTIST.id(), LINKED.id()]);
     assert!(matches!(later.total(ARTIST, 7).await, Err(Error::NotReady { .. })));
     assert!(matches!(later.sum(LINKED.all()).await, Err(Error::NotReady { .. })));
-    assert!(
-        later.is_ready(VOTES.id()).await.unwrap() && !later.is_ready(ARTIST.id()).await.unwrap()
-    );
+    assert!(is_ready(&mut later, VOTES.id()).await && !is_ready(&mut later, ARTIST.id()).await);
     // An unready counter counts already.
     let mut batch = Batch::new();
     batch.add(VOTES, 1, 5);
@@ -578,12 +583,99 @@ async fn prepared_statements_are_run_without_preparing_again() {
 fn store<'c>(
     client: &'c mut Client,
     prepared: Option<&'c PreparedStatements>,
-) -> PostgresStore<'c, Client> {
+) -> PostgresStore<'c> {
     let store = PostgresStore::new(client, &FIRST);
     match prepared {
         Some(prepared) => store.prepared(prepared),
         None => store,
     }
+}
+
+#[tokio::test]
+async fn calls_that_begin_a_transaction_are_refused_within_one() {
+    let Some((_, mut client)) = open(&FIRST).await else { return };
+    let mut tx = client.transaction().await.unwrap();
+    let mut batch = Batch::new();
+    batch.add(VOTES, 7, 1);
+    for has_savepoints in [false, true] {
+        let mut store = if has_savepoints {
+            PostgresStore::with_savepoints(&mut tx, &FIRST)
+        } else {
+            PostgresStore::in_transaction(&tx, &FIRST)
+        };
+        let written = store.write(&[], &mut batch).await.map(drop);
+        let delivered = StreamRange::new("votes", 1, 1).unwrap();
+        let again = store.write_idempotent(&[], &mut batch, &delivered).await.map(drop);
+        let swept = store.sweep(&mut Sweep::new()).await.map(drop);
+        let ran = store.transaction(async |_, _| Ok::<(), Error>(())).await;
+        let all = [
+            ("write", written),
+            ("write_idempotent", again),
+            ("sweep", swept),
+            ("transaction", ran),
+        ];
+        for (what, done) in all {
+            let error = done.unwrap_err();
+            assert!(
+                matches!(error, Error::InvalidUse { what: refused, .. } if refused == what),
+                "{error}"
+            );
+        }
+    }
+    assert_eq!(batch.len(), 1);
+    tx.batch_execute("SELECT 1").await.unwrap();
+}
+
+#[tokio::test]
+async fn error_of_an_absent_table_names_that_table_and_no_other() {
+    let Some((_, mut client)) = open(&SCHEMA).await else { return };
+    let mut batch = Batch::new();
+    batch.add(SHOW_FANS, "a", 1);
+    // The store's own, which it writes before totals.
+    client.batch_execute("ALTER TABLE keepcount_locks RENAME TO gone").await.unwrap();
+    let error = PostgresStore::new(&mut client, &SCHEMA).apply(&mut batch).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::SchemaMismatch { table, .. } if table == "keepcount_locks"),
+        "{error}"
+    );
+    // Another one, of a trigger on a table of totals.
+    let trigger = "ALTER TABLE gone RENAME TO keepcount_locks;
+        CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN INSERT INTO audit_log VALUES (1); RETURN NEW; END';
+        CREATE TRIGGER t BEFORE INSERT ON show_fans FOR EACH ROW EXECUTE FUNCTION f()";
+    client.batch_execute(trigger).await.unwrap();
+    let error = PostgresStore::new(&mut client, &SCHEMA).apply(&mut batch).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Database { .. }) && error.to_string().contains("audit_log"),
+        "{error:?}"
+    );
+}
+
+/// Only the savepoint is rolled back.
+#[tokio::test]
+async fn apply_dropped_in_a_savepoint_leaves_the_transaction_as_it_was() {
+    let Some((config, mut client)) = open(&FIRST).await else { return };
+    let mut batch = Batch::new();
+    batch.add(VOTES, 7, 1);
+    PostgresStore::new(&mut client, &FIRST).apply(&mut batch.clone()).await.unwrap();
+    client.batch_execute("CREATE TABLE votes (id BIGINT)").await.unwrap();
+    let mut locker = connect(&config).await;
+    let lock = locker.transaction().await.unwrap();
+    lock.batch_execute("UPDATE show_votes SET total = total").await.unwrap();
+
+    let mut tx = client.transaction().await.unwrap();
+    tx.batch_execute("INSERT INTO votes VALUES (1)").await.unwrap();
+    let mut store = PostgresStore::with_savepoints(&mut tx, &FIRST);
+    let waited = tokio::time::timeout(Duration::from_millis(200), store.apply(&mut batch)).await;
+    assert!(waited.is_err(), "the total is locked");
+    lock.rollback().await.unwrap();
+    tx.batch_execute("INSERT INTO votes VALUES (2)").await.unwrap();
+    PostgresStore::with_savepoints(&mut tx, &FIRST).apply(&mut batch).await.unwrap();
+    tx.commit().await.unwrap();
+
+    let rows = client.query_one("SELECT count(*) FROM votes", &[]).await.unwrap();
+    let total = PostgresStore::new(&mut client, &FIRST).total(VOTES, 7).await.unwrap();
+    assert_eq!((rows.get::<_, i64>(0), total), (2, 2));
 }
 
 #[tokio::test]
@@ -621,9 +713,10 @@ async fn prunes_and_rebuilds_at_repeatable_read_are_refused() {
         .start()
         .await
         .unwrap();
-    let error = PostgresStore::new(&mut tx, &SCHEMA).prune(SHOW_HEAT, 3).await.unwrap_err();
+    let error =
+        PostgresStore::with_savepoints(&mut tx, &SCHEMA).prune(SHOW_HEAT, 3).await.unwrap_err();
     assert!(matches!(error, Error::InvalidUse { what: "transaction_isolation", .. }), "{error}");
-    let error = PostgresStore::new(&mut tx, &SCHEMA).rebuild(SHOWS).await.unwrap_err();
+    let error = PostgresStore::with_savepoints(&mut tx, &SCHEMA).rebuild(SHOWS).await.unwrap_err();
     assert!(matches!(error, Error::InvalidUse { what: "transaction_isolation", .. }), "{error}");
 }
 

@@ -38,7 +38,7 @@ async fn open() -> Option<(Config, Client)> {
 fn store<'c>(
     client: &'c mut Client,
     prepared: Option<&'c PreparedStatements>,
-) -> PostgresStore<'c, Client> {
+) -> PostgresStore<'c> {
     let store = PostgresStore::new(client, &SCHEMA);
     match prepared {
         Some(prepared) => store.prepared(prepared),

@@ -90,8 +90,8 @@ struct Blocking<'m, 'c> {
     prepared: &'m PreparedStatements,
 }
 
-impl<'m, 'c> Blocking<'m, 'c> {
-    fn store(&self) -> PostgresStore<'m, Transaction<'c>> {
+impl<'m> Blocking<'m, '_> {
+    fn store(&self) -> PostgresStore<'m> {
         PostgresStore::in_transaction(self.tx, &C::SCHEMA).prepared(self.prepared)
     }
 }

@@ -134,7 +134,7 @@ impl Connection {
                 StreamRange::new(chunk.stream, first.unsigned_abs(), end.lines.unsigned_abs())?;
             // The store writes in its own savepoint, so that after an overflow it can still find
             // out which counter it was.
-            let written = PostgresStore::new(&mut tx, &C::SCHEMA)
+            let written = PostgresStore::with_savepoints(&mut tx, &C::SCHEMA)
                 .prepared(prepared)
                 .apply_idempotent(&mut batch, &stream_range)
                 .await?;

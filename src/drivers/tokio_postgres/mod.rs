@@ -15,7 +15,7 @@ use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use tokio_postgres::error::{DbError, Severity, SqlState};
 use tokio_postgres::types::{Type, WrongType};
-use tokio_postgres::{GenericClient, Row, RowStream, SimpleQueryMessage, Statement};
+use tokio_postgres::{Client, Row, RowStream, SimpleQueryMessage, Statement};
 
 pub use self::prepared::PreparedStatements;
 pub(crate) use self::rows_and_totals::write_in_own;
@@ -25,19 +25,28 @@ use crate::error::{Cause, Error, Result, server_text};
 use crate::executor::{Driver, DriverError, ErrorKind, Executor, NotCommitted, Reading, Stopped};
 use crate::sql::{Dialect, Query, Value};
 
-/// A client or transaction, and the transaction or savepoint that this driver began on it.
-#[allow(clippy::struct_excessive_bools)] // each is asked alone
-pub(crate) struct Postgres<'c, C: GenericClient> {
-    pub(crate) client: &'c C,
+/// A client, and the transaction or savepoint that this driver began on it.
+pub(crate) struct Postgres<'c> {
+    pub(crate) client: &'c Client,
     prepared: Option<&'c PreparedStatements>,
-    /// Whether this driver begins transactions; if not, all statements are part of the caller's.
-    begins: bool,
+    scope: Scope,
     is_open: bool,
     /// Whether the reason of the last failure was put right.
     recovered: bool,
     /// Whether the server had forgotten what was prepared. A pooler may hand out another connection
     /// for each message, so statements are now prepared in the transaction that runs them.
     was_forgotten: bool,
+}
+
+/// Whose transaction the statements belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// One that this driver begins.
+    Own,
+    /// The caller's, in a savepoint that this driver sets.
+    Savepoint,
+    /// The caller's.
+    Callers,
 }
 
 /// The maximum number of statements in one pipeline. The server runs them one after the other.
@@ -82,29 +91,13 @@ impl Execution<'_> {
     }
 }
 
-impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
-    /// Begins transactions, or savepoints if `client` is a transaction.
-    pub(crate) const fn own(client: &'c C, prepared: Option<&'c PreparedStatements>) -> Self {
-        Self {
-            client,
-            prepared,
-            begins: true,
-            is_open: false,
-            recovered: false,
-            was_forgotten: false,
-        }
-    }
-
-    /// Executes within the caller's transaction.
-    pub(crate) const fn within(client: &'c C, prepared: Option<&'c PreparedStatements>) -> Self {
-        Self {
-            client,
-            prepared,
-            begins: false,
-            is_open: false,
-            recovered: false,
-            was_forgotten: false,
-        }
+impl<'c> Postgres<'c> {
+    pub(crate) const fn new(
+        client: &'c Client,
+        scope: Scope,
+        prepared: Option<&'c PreparedStatements>,
+    ) -> Self {
+        Self { client, prepared, scope, is_open: false, recovered: false, was_forgotten: false }
     }
 
     async fn prepare_all(
@@ -180,7 +173,7 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
         &self,
         all: &[Execution<'_>],
         begun: &mut bool,
-        each: &mut (impl FnMut(usize, &Row) -> Result<()> + Send),
+        each: &mut (dyn FnMut(usize, &Row) -> Result<()> + Send),
     ) -> Result<(), Stopped<tokio_postgres::Error>> {
         self.prepare_all(all).await?;
         for chunk in all.chunks(MAX_PIPELINE) {
@@ -207,7 +200,7 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
     async fn scan_bounded(
         &self,
         execution: Execution<'_>,
-        each: &mut (impl FnMut(&Row) -> Result<bool> + Send),
+        each: &mut (dyn FnMut(&Row) -> Result<bool> + Send),
     ) -> Result<bool, Stopped<tokio_postgres::Error>> {
         let mut rows = pin!(self.open(execution).await?);
         while let Some(row) = rows.try_next().await.map_err(|error| execution.failed(error))? {
@@ -222,7 +215,7 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
     async fn scan_by_cursor(
         &self,
         execution: Execution<'_>,
-        each: &mut (impl FnMut(&Row) -> Result<bool> + Send),
+        each: &mut (dyn FnMut(&Row) -> Result<bool> + Send),
     ) -> Result<bool, Stopped<tokio_postgres::Error>> {
         let failed = |error| execution.failed(error);
         let declare = format!("DECLARE {CURSOR} NO SCROLL CURSOR FOR {}", execution.of.text);
@@ -255,7 +248,7 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
         self.is_open = true;
         let begun = self.client.batch_execute(text).await;
         if begun.as_ref().is_err_and(is_aborted)
-            && is_client(self.client)
+            && self.scope == Scope::Own
             && end_transaction(self.client).await.is_ok()
         {
             return self.client.batch_execute(text).await;
@@ -269,7 +262,7 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
         if let Some(prepared) = self.prepared.filter(|_| is_forgotten(error)) {
             prepared.forget();
             (self.recovered, self.was_forgotten) = (true, true);
-        } else if !self.is_open && is_aborted(error) && is_client(self.client) {
+        } else if !self.is_open && is_aborted(error) && self.scope == Scope::Own {
             self.recovered = end_transaction(self.client).await.is_ok();
         }
     }
@@ -294,11 +287,11 @@ impl Driver for TokioPostgres {
     type Error = tokio_postgres::Error;
 }
 
-impl<C: GenericClient + Send + Sync> Executor for Postgres<'_, C> {
+impl Executor for Postgres<'_> {
     type Driver = TokioPostgres;
 
     fn is_nested(&self) -> bool {
-        !self.begins
+        self.scope == Scope::Callers
     }
 
     async fn fetch(
@@ -312,7 +305,10 @@ impl<C: GenericClient + Send + Sync> Executor for Postgres<'_, C> {
         let Err(Stopped::Failed { error, .. }) = &read else { return read };
         self.recover(error).await;
         // On a client the queries were their own transaction, of which nothing is left.
-        if !begun && !self.is_open && is_client(self.client) && std::mem::take(&mut self.recovered)
+        if !begun
+            && !self.is_open
+            && self.scope == Scope::Own
+            && std::mem::take(&mut self.recovered)
         {
             return self.read_all(&all, &mut begun, &mut each).await;
         }
@@ -361,7 +357,7 @@ impl<C: GenericClient + Send + Sync> Executor for Postgres<'_, C> {
     }
 
     async fn begin(&mut self) -> Result<(), tokio_postgres::Error> {
-        let text = if is_client(self.client) {
+        let text = if self.scope == Scope::Own {
             "BEGIN".to_owned()
         } else {
             format!("SAVEPOINT {SAVEPOINT}")
@@ -391,7 +387,7 @@ impl<C: GenericClient + Send + Sync> Executor for Postgres<'_, C> {
 
     /// The outcome is unknown unless the server itself reports that it rolled the transaction back.
     async fn commit(&mut self) -> Result<(), NotCommitted<tokio_postgres::Error>> {
-        let text = if is_client(self.client) {
+        let text = if self.scope == Scope::Own {
             "COMMIT".to_owned()
         } else {
             format!("RELEASE SAVEPOINT {SAVEPOINT}")
@@ -407,12 +403,12 @@ impl<C: GenericClient + Send + Sync> Executor for Postgres<'_, C> {
     }
 
     async fn roll_back(&mut self) -> bool {
-        if !self.begins {
+        if self.scope == Scope::Callers {
             // Aborts the caller's transaction: a commit of it now rolls it back.
             let _ = self.client.batch_execute("SELECT 1 / 0").await;
             return true;
         }
-        if !is_client(self.client) {
+        if self.scope == Scope::Savepoint {
             // The caller's transaction is left to the caller. If the rollback to the savepoint
             // fails, it is aborted.
             let _ = self.client.batch_execute(&roll_back_to_savepoint()).await;
@@ -421,19 +417,19 @@ impl<C: GenericClient + Send + Sync> Executor for Postgres<'_, C> {
         }
         let ended = end_transaction(self.client).await.is_ok();
         self.is_open = false;
-        ended || self.client.client().is_closed()
+        ended || self.client.is_closed()
     }
 
     fn may_run_again(&mut self) -> bool {
-        std::mem::take(&mut self.recovered) && self.begins
+        std::mem::take(&mut self.recovered) && self.scope != Scope::Callers
     }
 }
 
 /// A dropped future may have begun a transaction without reporting it.
-impl<C: GenericClient> Drop for Postgres<'_, C> {
+impl Drop for Postgres<'_> {
     fn drop(&mut self) {
         if self.is_open {
-            let text = if is_client(self.client) {
+            let text = if self.scope == Scope::Own {
                 "ROLLBACK".to_owned()
             } else {
                 roll_back_to_savepoint()
@@ -448,22 +444,11 @@ fn roll_back_to_savepoint() -> String {
     format!("ROLLBACK TO SAVEPOINT {SAVEPOINT}; RELEASE SAVEPOINT {SAVEPOINT}")
 }
 
-/// Whether this is a client, and not a transaction of the caller.
-fn is_client<C: GenericClient>(client: &C) -> bool {
-    std::ptr::addr_eq(client, client.client())
-}
-
 /// How often a ROLLBACK that is cancelled is tried.
 const MAX_ROLLBACKS: u32 = 8;
 
-/// Ends any transaction that a client was left in. A transaction of the caller is left to the
-/// caller.
-pub(crate) async fn end_transaction<C: GenericClient>(
-    client: &C,
-) -> Result<(), tokio_postgres::Error> {
-    if !is_client(client) {
-        return Ok(());
-    }
+/// Ends any transaction that a client was left in.
+pub(crate) async fn end_transaction(client: &Client) -> Result<(), tokio_postgres::Error> {
     let mut ended = client.batch_execute("ROLLBACK").await;
     for _ in 1..MAX_ROLLBACKS {
         // A ROLLBACK can be cancelled like any statement, and then it has done nothing.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use parking_lot::Mutex;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
-use tokio_postgres::{GenericClient, Statement};
+use tokio_postgres::{Client, Statement};
 
 use super::is_refused;
 use crate::counter::{FNV_OFFSET, fnv1a};
@@ -34,7 +34,7 @@ use crate::sql;
 ///     tx: &'c Transaction<'c>,
 ///     prepared: &'c PreparedStatements,
 ///     schema: &'c Schema,
-/// ) -> PostgresStore<'c, Transaction<'c>> {
+/// ) -> PostgresStore<'c> {
 ///     PostgresStore::in_transaction(tx, schema).prepared(prepared)
 /// }
 /// ```
@@ -105,7 +105,7 @@ impl PreparedStatements {
     /// several share a connection.
     pub(super) async fn name(
         &self,
-        client: &impl GenericClient,
+        client: &Client,
         text: &str,
         kinds: &[Type],
     ) -> Result<Option<String>, tokio_postgres::Error> {

@@ -9,7 +9,7 @@ use futures_util::future::{join3, try_join_all};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::types::private::BytesMut;
-use tokio_postgres::{GenericClient, SimpleQueryMessage, Statement};
+use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 
 use super::prepared::{NAME, PreparedStatements};
 use super::{
@@ -40,7 +40,7 @@ struct Row<'r> {
 
 /// Runs the application's statements in one round trip.
 async fn run_rows(
-    client: &impl GenericClient,
+    client: &Client,
     rows: &[Row<'_>],
 ) -> Result<Vec<u64>, (usize, tokio_postgres::Error)> {
     try_join_all(rows.iter().enumerate().map(async |(at, row)| {
@@ -85,7 +85,7 @@ fn is_nameless(error: &tokio_postgres::Error) -> bool {
     said.is_some_and(|db| db.message().contains(NAME))
 }
 
-impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
+impl Postgres<'_> {
     /// Rows with their statements, known or prepared now.
     async fn rows<'r>(&self, rows: &[Given<'r>]) -> Result<Vec<Row<'r>>> {
         let mut all = Vec::with_capacity(rows.len());
@@ -183,7 +183,7 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
     /// wrote, and the error that stopped the rest.
     async fn send(&self, message: &str) -> (Vec<u64>, Option<tokio_postgres::Error>) {
         let mut written = Vec::new();
-        let mut answers = match self.client.client().simple_query_raw(message).await {
+        let mut answers = match self.client.simple_query_raw(message).await {
             Ok(answers) => pin!(answers),
             Err(error) => return (written, Some(error)),
         };
@@ -313,8 +313,8 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
 }
 
 /// Writes rows and their batch in its own transaction, in as few messages as possible.
-pub(crate) async fn write_in_own<C: GenericClient + Send + Sync>(
-    executor: &mut Postgres<'_, C>,
+pub(crate) async fn write_in_own(
+    executor: &mut Postgres<'_>,
     schema: &Schema,
     rows: &[Given<'_>],
     batch: &Batch,
@@ -329,8 +329,8 @@ pub(crate) async fn write_in_own<C: GenericClient + Send + Sync>(
     })
 }
 
-async fn write_whole<C: GenericClient + Send + Sync>(
-    executor: &mut Postgres<'_, C>,
+async fn write_whole(
+    executor: &mut Postgres<'_>,
     schema: &Schema,
     rows: &[Given<'_>],
     batch: &Batch,
@@ -354,8 +354,8 @@ async fn write_whole<C: GenericClient + Send + Sync>(
 
 /// Writes the application's rows and applies their batch; does neither if the events were applied
 /// before.
-async fn write_rows<C: GenericClient + Send + Sync>(
-    executor: &mut Postgres<'_, C>,
+async fn write_rows(
+    executor: &mut Postgres<'_>,
     schema: &Schema,
     rows: &[Given<'_>],
     batch: &Batch,

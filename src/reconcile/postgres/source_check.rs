@@ -20,7 +20,7 @@ use crate::sql::{Dialect, Query, Value};
 
 /// Finds the tables of a source and checks it.
 pub(super) async fn look<'a>(
-    session: &mut Postgres<'_, Client>,
+    session: &mut Postgres<'_>,
     source: Unfound<'a, TokioPostgres>,
 ) -> Result<RowSource<'a, TokioPostgres>> {
     let counter = source.counter;
