@@ -504,7 +504,8 @@ fn narrow(index: usize) -> u32 {
 /// two if it is larger. In between, the total stays between the two.
 pub(crate) fn steps(mut change: i128) -> impl Iterator<Item = i64> {
     std::iter::from_fn(move || {
-        let step = i64::try_from(change).unwrap_or(if change < 0 { i64::MIN } else { i64::MAX });
+        let within = change.clamp(i64::MIN.into(), i64::MAX.into());
+        let step = i64::try_from(within).unwrap_or_default();
         change -= i128::from(step);
         (step != 0).then_some(step)
     })

@@ -1032,6 +1032,18 @@ fn a_leaderboard_of_another_version_or_kind_is_refused() {
             "{damage}: {error}"
         );
     }
+    // A write, and a rebuild, say what they read.
+    let conn = database(&SCHEMA);
+    sql(&conn, "DROP TABLE song_board");
+    let mut store = SqliteStore::new(&conn, &SCHEMA);
+    let mut batch = Batch::new();
+    batch.add(LISTED, (1, "a"), 1);
+    for error in [store.apply(&mut batch).unwrap_err(), store.rebuild(SONGS).unwrap_err()] {
+        assert!(
+            matches!(&error, Error::SchemaMismatch { table, reason } if table == "song_board" && reason.contains("leaderboard song.board")),
+            "{error}"
+        );
+    }
     // A foreign table of that name.
     let conn = open(Path::new(":memory:"));
     sql(&conn, "CREATE TABLE song_board (a)");

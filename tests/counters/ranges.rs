@@ -494,3 +494,25 @@ fn sqlite_searches_the_index_for_a_range_and_sorts_nothing() {
         assert!(!plan.contains("TEMP B-TREE"), "{plan}");
     }
 }
+
+#[test]
+fn totals_of_many_keys_come_in_the_order_asked() {
+    fn read(mut store: impl Store, batch: &Batch) -> [Vec<i64>; 2] {
+        store.apply(&mut batch.clone()).unwrap();
+        let two = [("b", 2), ("a", 9), ("b", 2)];
+        [store.totals_of(ONE, [7, -1, 3, 7]).unwrap(), store.totals_of(TWO, two).unwrap()]
+    }
+
+    let mut batch = Batch::new();
+    batch.add(ONE, 3, 30);
+    batch.add(ONE, 7, 70);
+    batch.add(TWO, ("b", 2), 5);
+    let conn = Connection::open_in_memory().unwrap();
+    let mut sqlite = SqliteStore::new(&conn, &SCHEMA);
+    sqlite.create().unwrap();
+    let memory = MemoryStore::new(&SCHEMA);
+    let expected = [vec![70, 0, 30, 70], vec![5, 0, 5]];
+    assert_eq!(read(&mut sqlite, &batch), expected);
+    assert_eq!(read(&memory, &batch), expected);
+    assert_eq!(memory.totals_of(ONE, [7, -1, 3, 7]).unwrap(), expected[0]);
+}

@@ -47,6 +47,8 @@ struct Fake {
     errors: VecDeque<Option<Error>>,
     /// The answer of every probe of a counter from the second on.
     later: Option<ProbeResult>,
+    /// Keys that every page reports as dangling, and as unsettled.
+    suspect: Vec<i64>,
     identity: u64,
 }
 
@@ -147,7 +149,10 @@ impl Audit for Fake {
         });
         let totals = side.totals.iter().filter(|(key, _)| behind(**key)).take(ask.keys + 1);
         let totals = totals.map(|(key, total)| (KeyBuf::of::<i64>(key), *total)).collect();
-        merge(ask, rows.collect(), totals)
+        let mut diff = merge(ask, rows.collect(), totals)?;
+        diff.dangling.extend(self.suspect.iter().map(KeyBuf::of::<i64>));
+        diff.unsettled.extend(self.suspect.iter().map(KeyBuf::of::<i64>));
+        Ok(diff)
     }
 
     fn repair(&mut self, ask: &RepairRequest) -> Result<Repaired> {
@@ -606,6 +611,33 @@ fn part_of_a_backfill_a_rollup_or_with_a_wrong_key_is_refused() {
     part(Mode::Repair, A, &key).unwrap();
     let unknown = Reconciler::part(Mode::Verify, &LEVELS, B.id(), None, None, options());
     assert!(matches!(unknown, Err(Error::UnknownCounter { .. })));
+}
+
+/// A page of one text key may contain keys before it.
+#[test]
+fn run_over_keys_reports_only_those_as_dangling_or_unsettled() {
+    let mut fake = Fake { suspect: vec![3, 4, 5, 6], ..Fake::clean(10) };
+    let wanted = [4, 6].map(|key: i64| KeyBuf::of::<i64>(key));
+    let mut keys = Reconciler::keys(Mode::Verify, &TWO, A.id(), &wanted, options()).unwrap();
+    let report = run(&mut keys, &mut fake, &mut World::default()).unwrap();
+    let counter = &report.counters[0];
+    assert_eq!((counter.dangling, &counter.dangling_keys[..]), (2, &wanted[..]));
+    assert_eq!((counter.unsettled, &counter.unsettled_keys[..]), (2, &wanted[..]));
+}
+
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "it is a debug assertion")]
+#[should_panic(expected = "is no answer to")]
+fn throttles_answer_to_a_page_request_is_a_mistake_of_the_driver() {
+    let mut reconciler = reconciler(Mode::Verify, options());
+    loop {
+        let answer = match reconciler.next(Duration::ZERO) {
+            Step::Ask(Request::Compare(_)) => Answer::Throttled(None),
+            Step::Ask(request) => Fake::clean(1).answer(&request),
+            _ => Answer::Throttled(None),
+        };
+        reconciler.handle(answer, Duration::ZERO).unwrap();
+    }
 }
 
 #[test]

@@ -161,6 +161,50 @@ fn token_used_by_another_leg_reports_an_overlap_unless_that_leg_was_killed() {
     }
 }
 
+/// Two legs resume from one token at once. The one that stores its progress last claims nothing. In
+/// a backfill it goes on from the other's position.
+#[test]
+fn leg_whose_progress_another_stored_meanwhile_reports_an_overlap() {
+    for mode in [Mode::Verify, Mode::Repair, Mode::Backfill] {
+        let conn = database();
+        if mode == Mode::Backfill {
+            conn.execute_batch("UPDATE keepcount_counters SET ready = 0").unwrap();
+        }
+        let options = Options::default().page(4).max_pages(1);
+        let first = Run::new(mode, &SCHEMA).options(options);
+        let first = first.run_with(&mut audit(&conn), &mut World::default()).unwrap();
+        let token = through_text(first.token.as_ref().unwrap());
+        let leg =
+            |pages| Reconciler::resume(mode, &SCHEMA, &token, options.max_pages(pages)).unwrap();
+
+        let (mut late, mut audit) = (leg(1), audit(&conn));
+        let asked = loop {
+            let answer = match late.next(Duration::ZERO) {
+                Step::Ask(Request::Keep(asked)) => break asked,
+                Step::Ask(request) => audit.answer(&request),
+                _ => Answer::Throttled(None),
+            };
+            late.handle(answer, Duration::ZERO).unwrap();
+        };
+        let other = run(&mut leg(2), &mut audit, &mut World::default()).unwrap();
+        assert_eq!((other.pages, other.overlap), (2, None), "{other}");
+        let kept = audit.keep(&asked).unwrap();
+        late.handle(Answer::Kept(kept), Duration::ZERO).unwrap();
+        let late = run(&mut late, &mut audit, &mut World::default()).unwrap();
+        assert_eq!(late.overlap, Some(Overlap::TakenOver), "{late}");
+        assert!(late.counters.iter().all(|counter| !counter.clean), "{late}");
+        let same = late.token == other.token;
+        assert_eq!(same, mode == Mode::Backfill, "{mode}: {:?}, {:?}", late.token, other.token);
+
+        let end = Run::new(mode, &SCHEMA).resume(late.token.as_ref()).run(&mut audit).unwrap();
+        assert!(end.complete(), "{end}");
+        assert_eq!(SqliteStore::new(&conn, &SCHEMA).unready().unwrap(), []);
+        if mode != Mode::Verify {
+            assert_eq!(verify(&SCHEMA).run(&mut audit).unwrap().drift(), 0);
+        }
+    }
+}
+
 /// Runs in legs, and stores the progress of each leg this many times. Returns each leg's report.
 fn legs(mode: Mode, times: usize) -> Vec<Report> {
     let conn = database();

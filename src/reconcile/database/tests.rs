@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use super::{Columns, Database, Rows};
+use super::{Columns, Database, Rows, merge_up_to};
 use crate::batch::{Record, Tally};
 use crate::engine::now;
 use crate::engine::scripted::{Script, Scripted};
@@ -129,4 +129,14 @@ fn audit_refuses_a_connection_inside_a_transaction() {
     let ask = Probe { counter: VOTES.id(), totals: 1 };
     let error = now(audit(by_sql()).probe(&mut script, &ask)).unwrap_err();
     assert!(matches!(error, Error::InvalidUse { .. }) && script.ran.is_empty(), "{error:?}");
+}
+
+#[test]
+fn page_ends_at_its_bound_or_where_it_is_truncated_whichever_is_first() {
+    let key = |key: i64| KeyBuf::of::<i64>(key);
+    let ask = PageRequest { until: Some(key(5)), ..page(VOTES.id()) };
+    for (end, next) in [(None, None), (Some(3), Some(3)), (Some(5), None), (Some(9), None)] {
+        let diff = merge_up_to(&ask, end.map(key), Vec::new(), Vec::new()).unwrap();
+        assert_eq!(diff.next, next.map(key), "{end:?}");
+    }
 }

@@ -1,7 +1,7 @@
 //! Where the rows of a memory audit come from, and their sums by key.
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::ops::{Bound, RangeBounds as _};
 
 use super::super::audit::Recount;
 use super::super::recount::sum_by_key;
@@ -86,11 +86,7 @@ impl<'a> Sources<'a> {
                 sum_by_key(counter, from, limit, rows)
             }
             (Source::Scanned(positions), scans) => {
-                let wanted = |key: &KeyBuf| match from {
-                    Bound::Unbounded => true,
-                    Bound::Included(from) => key >= from,
-                    Bound::Excluded(from) => key > from,
-                };
+                let wanted = |key: &KeyBuf| (from, Bound::Unbounded).contains(key);
                 let mut first = BTreeMap::new();
                 visit(scans, positions, counter, &mut |key, amount| {
                     if wanted(key) && kept(key) {

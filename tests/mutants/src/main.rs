@@ -28,39 +28,14 @@ use plant::Mutant;
 use run::{Verdict, run};
 use tree::Suite;
 
-/// The suites that run for a fault, each a test binary or a module of one: all that take seconds
-/// and never fail without a fault.
-const SUITES: &[&str] = &[
+/// The test binaries that run for a fault: all whose tests never fail without one. Those of the
+/// example `concert` are built by other means.
+const BINARIES: &[&str] = &[
     "lib",
-    "counters::bad_input",
-    "counters::leaderboards",
-    "counters::conformance",
-    "counters::offset_races",
-    "counters::offsets",
-    "counters::memory_store",
-    "counters::prune",
-    "counters::ranges",
-    "counters::regressions",
-    "counters::restore",
-    "counters::rollup_races",
-    "counters::rollups",
-    "counters::snapshot_file",
-    "counters::versions",
-    "counters::write_paths",
-    "reconcile::pending_writes",
-    "reconcile::job",
-    "reconcile::orphans",
-    "reconcile::machine",
-    "reconcile::model",
-    "reconcile::readiness",
-    "reconcile::sources",
-    "reconcile::sqlite",
-    "postgres::audit",
-    "postgres::conformance",
-    "postgres::crash",
-    "postgres::races",
-    "postgres::store",
-    "postgres::write",
+    "counters",
+    "reconcile",
+    "postgres",
+    "faults",
     "concurrency",
     "monitoring",
     "simulation",
@@ -69,6 +44,8 @@ const SUITES: &[&str] = &[
 /// `just mutants TEXT all`.
 const SLOW: Duration = Duration::from_millis(2_600);
 const WORKERS: usize = 2;
+/// The length of the list in switch.rs.
+const MAX_FAULTS: usize = 1 << 13;
 /// A suite that hangs is stopped after this multiple of its time without a fault, plus these
 /// seconds.
 const PATIENCE: u32 = 4;
@@ -88,6 +65,12 @@ fn main() -> io::Result<ExitCode> {
     let tree = home.join("tree");
     std::fs::create_dir_all(&tree)?;
     let mutants = listed(&root)?;
+    if mutants.len() > MAX_FAULTS {
+        return Err(io::Error::other(format!(
+            "{} faults, more than switch.rs has room for",
+            mutants.len()
+        )));
+    }
     tree::copy(&root, &tree, &mutants)?;
     let keys = keys(&root, &mutants)?;
     let outcomes = home.join("outcomes.txt");
@@ -124,11 +107,12 @@ fn main() -> io::Result<ExitCode> {
         }
     }
     let mut suites = Vec::new();
-    for suite in tree::tests(&tree, SUITES)? {
+    for suite in tree::tests(&tree, BINARIES)? {
         let name = suite.name.clone();
-        let measured = measure(&home, &tree, suite)?;
-        let measured =
-            measured.ok_or_else(|| io::Error::other(format!("{name} fails without a fault")))?;
+        let Some(measured) = measure(&home, &tree, suite)? else {
+            println!("left out, since it fails here without a fault: {name}");
+            continue;
+        };
         println!(
             "{:>8.2?} {:5} faults reached: {}",
             measured.time,

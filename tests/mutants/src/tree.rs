@@ -51,11 +51,7 @@ pub fn copy(root: &Path, tree: &Path, mutants: &[Mutant]) -> io::Result<()> {
     for name in
         listed.split('\0').filter(|name| root.join(name).is_file() && !planted.contains(name))
     {
-        let to = tree.join(name);
-        if let Some(folder) = to.parent() {
-            std::fs::create_dir_all(folder)?;
-        }
-        write_if_other(&to, &std::fs::read(root.join(name))?)?;
+        write_if_other(&tree.join(name), &std::fs::read(root.join(name))?)?;
     }
     write_if_other(&tree.join("src/mutant.rs"), SWITCH.as_bytes())?;
     let lib = std::fs::read_to_string(root.join("src/lib.rs"))?;
@@ -65,10 +61,12 @@ pub fn copy(root: &Path, tree: &Path, mutants: &[Mutant]) -> io::Result<()> {
 /// Writes only a file that changes, so that cargo rebuilds no more than necessary.
 fn write_if_other(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if std::fs::read(path).is_ok_and(|known| known == bytes) {
-        Ok(())
-    } else {
-        std::fs::write(path, bytes)
+        return Ok(());
     }
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::write(path, bytes)
 }
 
 /// Plants faults, and leaves out those that do not compile until the rest compiles.
@@ -159,13 +157,12 @@ fn culprits(error: &Value, planted: &BTreeMap<&str, Planted>) -> Vec<u32> {
     found.into_iter().next().map(|(_, ids)| ids).unwrap_or_default()
 }
 
-/// Builds the tests. Returns the suites with their binaries.
-pub fn tests(tree: &Path, suites: &[&str]) -> io::Result<Vec<Suite>> {
-    let binary = |name: &str| name.split("::").next().unwrap_or(name).to_owned();
-    let binaries: BTreeSet<String> = suites.iter().map(|name| binary(name)).collect();
+/// Builds these test binaries. Returns their suites: one for each module, or the whole binary if
+/// some tests are in none, as the crate's own are.
+pub fn tests(tree: &Path, binaries: &[&str]) -> io::Result<Vec<Suite>> {
     let wanted: Vec<String> = binaries
         .iter()
-        .map(|name| if name == "lib" { "--lib".to_owned() } else { format!("--test={name}") })
+        .map(|name| if *name == "lib" { "--lib".to_owned() } else { format!("--test={name}") })
         .collect();
     let mut arguments = vec!["test", "--no-run", "--all-features"];
     arguments.extend(wanted.iter().map(String::as_str));
@@ -177,14 +174,30 @@ pub fn tests(tree: &Path, suites: &[&str]) -> io::Result<Vec<Suite>> {
         (line["profile"]["test"] == true).then(|| (name.to_owned(), path))
     });
     let built: BTreeMap<String, PathBuf> = built.collect();
-    let found = suites.iter().map(|name| {
-        let path = built.get(&binary(name))?.clone();
-        let within =
-            name.split_once("::").map_or_else(String::new, |(_, module)| format!("{module}::"));
-        Some(Suite { name: (*name).to_owned(), path, within })
-    });
-    let found: Option<Vec<Suite>> = found.collect();
-    found.ok_or_else(|| io::Error::other(format!("the tests do not build: {built:?}")))
+    let mut suites = Vec::new();
+    for name in binaries {
+        let path = built
+            .get(*name)
+            .ok_or_else(|| io::Error::other(format!("the tests do not build: {built:?}")))?;
+        let whole = Suite { name: (*name).to_owned(), path: path.clone(), within: String::new() };
+        match modules(path)?.filter(|_| *name != "lib") {
+            Some(modules) => suites.extend(modules.into_iter().map(|module| Suite {
+                name: format!("{name}::{module}"),
+                within: format!("{module}::"),
+                ..whole.clone()
+            })),
+            None => suites.push(whole),
+        }
+    }
+    Ok(suites)
+}
+
+/// The modules of a test binary; `None` if some tests are in none.
+fn modules(path: &Path) -> io::Result<Option<BTreeSet<String>>> {
+    let said = Command::new(path).args(["--list", "--format=terse"]).output()?;
+    let listed = String::from_utf8_lossy(&said.stdout);
+    let tests = listed.lines().filter_map(|line| line.strip_suffix(": test"));
+    Ok(tests.map(|test| Some(test.split_once("::")?.0.to_owned())).collect())
 }
 
 /// Cargo's messages, one for each line. A build that fails to compile is not an error here.
