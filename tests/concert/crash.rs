@@ -16,11 +16,13 @@ use crate::support::concert::{
     drifts_of, dump, finish, non_zero, now, number, recount, stored, total_tables, votes,
 };
 
-/// The number of rounds: `KEEPCOUNT_CRASH_ROUNDS`, or 12.
+/// The number of rounds: `KEEPCOUNT_CRASH_ROUNDS`, or 6.
 fn rounds() -> usize {
-    std::env::var("KEEPCOUNT_CRASH_ROUNDS").map_or(12, |rounds| rounds.parse().unwrap())
+    std::env::var("KEEPCOUNT_CRASH_ROUNDS").map_or(6, |rounds| rounds.parse().unwrap())
 }
 
+/// How many votes are replayed beside repairs, for each round.
+const VOTES_A_ROUND: usize = 2_500;
 const SIGKILL: i32 = 9;
 
 /// Kills a process after this time. Returns whether it was still running.
@@ -321,7 +323,7 @@ struct Repaired {
 fn write_and_repair(seed: u64, repairers: usize, kill: bool) -> RepairCounts {
     let site = voted_site();
     let setlists: Vec<String> = (0..400).map(|at| format!("se{at}")).collect();
-    let mut events = votes(100 + seed, &setlists, 30_000);
+    let mut events = votes(100 + seed, &setlists, rounds() * VOTES_A_ROUND);
     // Shows are inserted, deleted and moved in between.
     let mut others = Writer::new(seed, "w").lines(2_000).into_iter();
     events = events.into_iter().flat_map(|event| [Some(event), others.next()]).flatten().collect();

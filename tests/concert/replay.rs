@@ -122,7 +122,8 @@ fn verify_and_repair_of_a_long_history_find_exactly_the_sabotage() {
             "the sabotage leaves too few counters {kind}: {wanted}"
         );
     }
-    for page in [1, 7, 1_000] {
+    // The next test has short pages, over a short history: here they take a minute.
+    for page in [100, 1_000] {
         assert_found_and_repaired_exactly(&whole.copy(), page);
     }
 }

@@ -479,7 +479,8 @@ fn replay_from_the_offsets_of_a_restored_file_is_exact() {
     });
     let ended = store.snapshot();
     let mut midway = 0;
-    for (at, file) in files.iter().enumerate() {
+    // Some of them, since each is followed by a whole replay.
+    for (at, file) in files.iter().enumerate().step_by(files.len().div_ceil(60)) {
         let back = restored(&SITE, file);
         midway +=
             usize::from(STREAMS.iter().all(|stream| (1..EVENTS).contains(&back.offset(stream))));

@@ -10,6 +10,7 @@ pub mod installed;
 mod replica;
 mod server;
 
+use std::pin::Pin;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -27,13 +28,16 @@ pub fn shared() -> Option<&'static Server> {
     Some(SHARED.get_or_init(|| Server::new().expect("it was found")))
 }
 
-/// A connection that ends when its client is dropped.
-pub async fn connect(to: &Config) -> Client {
-    let (client, connection) =
-        to.connect(NoTls).await.unwrap_or_else(|why| panic!("{to:?}: {why}"));
-    // An error of the connection is returned by every later call of the client.
-    tokio::spawn(connection);
-    client
+/// A connection that ends when its client is dropped. Boxed, since every test that awaits a future
+/// compiles it.
+pub fn connect(to: &Config) -> Pin<Box<dyn Future<Output = Client> + Send + '_>> {
+    Box::pin(async move {
+        let (client, connection) =
+            to.connect(NoTls).await.unwrap_or_else(|why| panic!("{to:?}: {why}"));
+        // An error of the connection is returned by every later call of the client.
+        tokio::spawn(connection);
+        client
+    })
 }
 
 /// A query for [`wait_until`]: whether a session in this database waits for a lock.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use keepcount::reconcile::{Mode, Options, Reconciler, TokioRuntime, run_async};
 use keepcount::{AsyncStore as _, PostgresStore, Recovery};
 
-use super::super::{Ends, deliver, open};
+use super::super::{Ends, deliver, open, rounds};
 use crate::support::postgres::{Server, connect};
 use crate::support::postgres_app::{SCHEMA, assert_exact, audit, create, differences};
 
@@ -34,7 +34,7 @@ async fn full_disk_under_tables_or_wal_loses_nothing_and_counts_nothing_twice() 
         .map(|stream| tokio::spawn(deliver(config.clone(), stream, Arc::clone(&ends))))
         .collect();
     let (mut full, mut stopped, mut failed) = (0, 0, 0);
-    for round in 0..4 {
+    for round in 0..rounds().div_ceil(3).min(4) {
         tokio::time::sleep(Duration::from_millis(300)).await;
         server.fill(if round % 2 == 0 { "tables" } else { "wal" });
         full += 1;
