@@ -8,4 +8,8 @@ pub use crate::counter::key_range::{KeyBounds, KeyRange};
 pub use crate::counter::{CounterSpec, Rollup};
 pub use crate::key::{KeyPart, KeyParts, KeyValue};
 pub use crate::leaderboard::{LeaderboardId, Unscored};
+#[cfg(feature = "sql")]
+pub use crate::reconcile::sql_audit::{AsyncSqlAudit, SqlAudit};
 pub use crate::rollup_update::{RollupUpdate, TotalsRequest};
+#[cfg(feature = "sql")]
+pub use crate::sql_store::{Any, AsyncSqlStore, SqlStore};

@@ -301,7 +301,7 @@ impl Batch {
     }
 
     /// The counters that this batch adds to.
-    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    #[cfg(feature = "sql")]
     pub(crate) fn ids(&self) -> Vec<CounterId> {
         self.counters().iter().map(|counter| counter.id).collect()
     }

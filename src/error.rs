@@ -339,7 +339,7 @@ impl Error {
     }
 
     /// Like [`source`](Self::source), with a cause whose text the reason includes.
-    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    #[cfg(feature = "sql")]
     pub(crate) fn source_of(counter: &CounterId, reason: String, cause: impl Into<Cause>) -> Self {
         Self::Source { counter: counter.name(), key: None, reason, cause: Some(cause.into()) }
     }

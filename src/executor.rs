@@ -1,43 +1,29 @@
 //! The only I/O of SQL stores: what a driver does for the engine, over one connection or
 //! transaction of the application.
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
+use crate::batch::Batch;
 use crate::error::{Cause, Error, Result, shortened};
 use crate::sql::{Dialect, Query};
-
-/// What the executors of one library have in common, whatever they borrow.
-pub trait Driver: 'static {
-    /// The dialect of SQL.
-    const DIALECT: Dialect;
-    /// A row of an answer.
-    type Row<'r>: Row;
-    /// The library's own error.
-    type Error: DriverError;
-}
-
-/// The error of an executor's driver.
-pub type ErrorOf<E> = <<E as Executor>::Driver as Driver>::Error;
-
-/// A row of an executor's answer.
-pub type RowOf<'r, E> = <<E as Executor>::Driver as Driver>::Row<'r>;
 
 /// One connection or transaction of the application, as the engine uses it.
 ///
 /// A driver only executes. Which statements run, in which order, and what their errors mean is
-/// decided by the engine. A blocking driver does its work inside the call and returns a future that
-/// is ready.
+/// decided by the engine.
 ///
-/// An executor is made for one call of a store and dropped after it. If it is dropped in a
-/// transaction that it began, because the future that used it was dropped, it rolls that
-/// transaction back.
+/// A store or an audit has one, and tells it where each of its calls [ends](Self::finish).
 pub trait Executor {
-    /// What its connections speak.
-    type Driver: Driver;
-
     /// The dialect of SQL that it runs.
-    const DIALECT: Dialect = <Self::Driver as Driver>::DIALECT;
+    fn dialect(&self) -> Dialect;
+
+    /// What an error of the library's means, as the cause of one of keepcount's.
+    fn kind_of(&self, cause: &Cause) -> ErrorKind;
 
     /// Whether statements belong to a transaction of the caller, which the caller ends.
     fn is_nested(&self) -> bool;
@@ -50,11 +36,11 @@ pub trait Executor {
     /// # Errors
     ///
     /// The first failure.
-    fn fetch(
-        &mut self,
-        queries: &[Query<'_>],
-        each: impl FnMut(usize, &RowOf<'_, Self>) -> Result<()> + Send,
-    ) -> impl Future<Output = Result<(), Stopped<ErrorOf<Self>>>> + Send;
+    fn fetch<'x>(
+        &'x mut self,
+        queries: &'x [Query<'_>],
+        each: &'x mut EachOf<'_>,
+    ) -> Reply<'x, Result<(), Stopped>>;
 
     /// Runs one query and passes each row to `each`, until that returns `false`.
     ///
@@ -65,11 +51,11 @@ pub trait Executor {
     /// # Errors
     ///
     /// The first failure.
-    fn scan(
-        &mut self,
-        query: &Query<'_>,
-        each: impl FnMut(&RowOf<'_, Self>) -> Result<bool> + Send,
-    ) -> impl Future<Output = Result<(), Stopped<ErrorOf<Self>>>> + Send;
+    fn scan<'x>(
+        &'x mut self,
+        query: &'x Query<'_>,
+        each: &'x mut Each<'_>,
+    ) -> Reply<'x, Result<(), Stopped>>;
 
     /// Runs statements in their order, each once for each of its rows of parameters, and returns
     /// how many rows each wrote.
@@ -78,24 +64,21 @@ pub trait Executor {
     ///
     /// The first statement that failed or [was skipped](Query::is_skipped). In SQLite nothing after
     /// it ran.
-    fn execute(
-        &mut self,
-        queries: &[Query<'_>],
-    ) -> impl Future<Output = Result<Vec<u64>, Stopped<ErrorOf<Self>>>> + Send;
+    fn execute<'x>(&'x mut self, queries: &'x [Query<'_>]) -> Reply<'x, Result<Vec<u64>, Stopped>>;
 
     /// Runs a script of statements without parameters.
     ///
     /// # Errors
     ///
     /// The driver's error.
-    fn run(&mut self, script: &str) -> impl Future<Output = Result<(), ErrorOf<Self>>> + Send;
+    fn run<'x>(&'x mut self, script: &'x str) -> Reply<'x, Result<(), Failure>>;
 
     /// Begins a transaction that may write, or a savepoint, if it [is not nested](Self::is_nested).
     ///
     /// # Errors
     ///
     /// The driver's error. The engine then still calls [`roll_back`](Self::roll_back).
-    fn begin(&mut self) -> impl Future<Output = Result<(), ErrorOf<Self>>> + Send;
+    fn begin(&mut self) -> Reply<'_, Result<(), Failure>>;
 
     /// Makes what follows read one snapshot, until [`roll_back`](Self::roll_back). The connection
     /// must be [idle](Self::is_idle).
@@ -103,17 +86,14 @@ pub trait Executor {
     /// # Errors
     ///
     /// The driver's error. The engine then still calls [`roll_back`](Self::roll_back).
-    fn begin_read(
-        &mut self,
-        reading: Reading<'_>,
-    ) -> impl Future<Output = Result<(), ErrorOf<Self>>> + Send;
+    fn begin_read<'x>(&'x mut self, reading: Reading<'x>) -> Reply<'x, Result<(), Failure>>;
 
     /// Whether the connection is in no transaction, neither the caller's nor its own.
     ///
     /// # Errors
     ///
     /// The driver's error.
-    fn is_idle(&mut self) -> impl Future<Output = Result<bool, ErrorOf<Self>>> + Send;
+    fn is_idle(&mut self) -> Reply<'_, Result<bool, Failure>>;
 
     /// Commits what was begun.
     ///
@@ -121,12 +101,12 @@ pub trait Executor {
     ///
     /// The driver's error, and whether it is certain that nothing was committed. The engine then
     /// still calls [`roll_back`](Self::roll_back).
-    fn commit(&mut self) -> impl Future<Output = Result<(), NotCommitted<ErrorOf<Self>>>> + Send;
+    fn commit(&mut self) -> Reply<'_, Result<(), NotCommitted>>;
 
     /// Ends what was begun, whatever its state is, and returns whether it is over.
     ///
     /// Within the caller's transaction, it makes sure that nothing of that can be committed.
-    fn roll_back(&mut self) -> impl Future<Output = bool> + Send;
+    fn roll_back(&mut self) -> Reply<'_, bool>;
 
     /// Whether the failed call was rolled back completely and would not fail again in the same way,
     /// because the driver has removed the cause: prepared statements that the server has forgotten.
@@ -134,6 +114,104 @@ pub trait Executor {
     /// Asking resets it.
     fn may_run_again(&mut self) -> bool {
         false
+    }
+
+    /// Ends a call of the store.
+    ///
+    /// A transaction that is still open then was begun by the executor, and the call's future was
+    /// dropped, or a panic unwinds: it is rolled back, without waiting for that. Nothing can be
+    /// reported.
+    fn finish(&mut self);
+}
+
+/// Receives the rows of an answer, until it returns `false`.
+pub type Each<'e> = dyn FnMut(&dyn Row) -> Result<bool> + Send + 'e;
+
+/// Receives the rows of several answers, each with the position of its query.
+pub type EachOf<'e> = dyn FnMut(usize, &dyn Row) -> Result<()> + Send + 'e;
+
+/// What an executor answers: now, or later.
+pub enum Reply<'x, T> {
+    /// A driver that blocks has the answer when its call returns. `None` once it was taken.
+    Now(Option<T>),
+    /// The answer of a future.
+    Later(Pin<Box<dyn Future<Output = T> + Send + 'x>>),
+}
+
+impl<'x, T> Reply<'x, T> {
+    /// The answer of a driver that blocks.
+    pub const fn now(answer: T) -> Self {
+        Self::Now(Some(answer))
+    }
+
+    /// The answer of a future.
+    pub fn later(answer: impl Future<Output = T> + Send + 'x) -> Self {
+        Self::Later(Box::pin(answer))
+    }
+}
+
+impl<T> fmt::Debug for Reply<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if matches!(self, Self::Now(_)) { "Now(..)" } else { "Later(..)" })
+    }
+}
+
+impl<T: Unpin> Future for Reply<'_, T> {
+    type Output = T;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        match self.get_mut() {
+            Self::Now(answer) => answer.take().map_or(Poll::Pending, Poll::Ready),
+            Self::Later(answer) => answer.as_mut().poll(context),
+        }
+    }
+}
+
+/// An executor of one library: what a store or an audit is made over.
+pub trait Connect: Executor + Sized {
+    /// The library.
+    type Driver: Driver;
+    /// Its connection, as the application lends it.
+    type Connection;
+
+    /// An executor over a connection, in the transaction that is open on it, if any. Does no I/O.
+    fn over(connection: Self::Connection) -> Self;
+}
+
+/// An executor whose [replies](Reply) are all there when its calls return.
+pub trait Blocking: Executor {}
+
+/// A library, by its rows.
+pub trait Driver: 'static {
+    /// A row of an answer, as the library gives it.
+    type Row<'r>: Row;
+}
+
+/// A call of a store or an audit: [finishes](Executor::finish) when it is dropped.
+pub(crate) struct Call<'e, E: Executor + ?Sized>(&'e mut E);
+
+/// Begins a call.
+pub(crate) const fn call<E: Executor + ?Sized>(executor: &mut E) -> Call<'_, E> {
+    Call(executor)
+}
+
+impl<E: Executor + ?Sized> Deref for Call<'_, E> {
+    type Target = E;
+
+    fn deref(&self) -> &E {
+        self.0
+    }
+}
+
+impl<E: Executor + ?Sized> DerefMut for Call<'_, E> {
+    fn deref_mut(&mut self) -> &mut E {
+        self.0
+    }
+}
+
+impl<E: Executor + ?Sized> Drop for Call<'_, E> {
+    fn drop(&mut self) {
+        self.0.finish();
     }
 }
 
@@ -151,7 +229,7 @@ pub struct Reading<'a> {
 /// Why [`fetch`](Executor::fetch), [`scan`](Executor::scan) or [`execute`](Executor::execute)
 /// stopped early.
 #[derive(Debug)]
-pub enum Stopped<E> {
+pub enum Stopped {
     /// A query failed.
     Failed {
         /// The position of the query.
@@ -159,7 +237,7 @@ pub enum Stopped<E> {
         /// The number of its row of parameters.
         row: usize,
         /// The driver's error.
-        error: E,
+        error: Failure,
     },
     /// A statement wrote another number of rows than it must.
     Skipped {
@@ -172,10 +250,10 @@ pub enum Stopped<E> {
     Refused(Error),
 }
 
-impl<E> Stopped<E> {
+impl Stopped {
     /// The error of queries that were stopped; `failed` translates the driver's error, given the
     /// position of the query.
-    pub(crate) fn or(self, failed: impl FnOnce(usize, E) -> Error) -> Error {
+    pub(crate) fn or(self, failed: impl FnOnce(usize, Failure) -> Error) -> Error {
         match self {
             Self::Failed { query, error, .. } => failed(query, error),
             Self::Skipped { .. } => skipped("of the store's".to_owned()),
@@ -192,11 +270,11 @@ pub(crate) fn skipped(table: String) -> Error {
 
 /// Why [`commit`](Executor::commit) did not succeed.
 #[derive(Debug)]
-pub enum NotCommitted<E> {
+pub enum NotCommitted {
     /// Nothing was committed.
-    Refused(E),
+    Refused(Failure),
     /// The outcome is unknown.
-    Unknown(E),
+    Unknown(Failure),
 }
 
 /// A row of an answer.
@@ -211,6 +289,43 @@ pub trait Row {
 
     /// The column at an index, from 0 on; [`Column::Null`] if there is none.
     fn column(&self, index: usize) -> Column<'_>;
+
+    /// Has the row read as a record: calls [`Reader::read`] with the row as the library gives it.
+    ///
+    /// # Errors
+    ///
+    /// Those of the reader.
+    fn read(&self, reader: &Reader, to: &mut Batch) -> Result<(), Cause>;
+}
+
+/// The application's way to read a row as a record and to tally that, for the rows of one library.
+pub struct Reader(Box<dyn Any + Send + Sync>);
+
+type Read<D> = Box<dyn Fn(&<D as Driver>::Row<'_>, &mut Batch) -> Result<(), Cause> + Send + Sync>;
+
+impl Reader {
+    pub(crate) fn new<D: Driver>(
+        read: impl Fn(&D::Row<'_>, &mut Batch) -> Result<(), Cause> + Send + Sync + 'static,
+    ) -> Self {
+        let read: Read<D> = Box::new(read);
+        Self(Box::new(read))
+    }
+
+    /// Reads a row, and tallies it to a batch.
+    ///
+    /// # Errors
+    ///
+    /// Those of the application, and one for the row of another library.
+    pub fn read<D: Driver>(&self, row: &D::Row<'_>, to: &mut Batch) -> Result<(), Cause> {
+        let read = self.0.downcast_ref::<Read<D>>();
+        read.ok_or("the row is of another library than its reader")?(row, to)
+    }
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reader(..)")
+    }
 }
 
 /// A column of a row.
@@ -271,18 +386,15 @@ impl fmt::Display for Column<'_> {
 }
 
 /// A driver's error.
-pub trait DriverError: std::error::Error + Send + Sync + Sized + 'static {
-    /// What the error means.
-    fn kind(&self) -> ErrorKind;
-
-    /// The error as a cause.
-    fn into_cause(self) -> Cause;
-
+#[derive(Debug)]
+pub struct Failure {
+    /// What it means.
+    pub kind: ErrorKind,
     /// What is wrong with the statement itself, or with the rows that it reads, if the error is
     /// about those: the source of a counter is then at fault, and not the database.
-    fn fault(&self) -> Option<String> {
-        None
-    }
+    pub fault: Option<String>,
+    /// The library's own error.
+    pub cause: Cause,
 }
 
 /// What a driver's error means.

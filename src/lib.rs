@@ -26,11 +26,8 @@
 #![cfg_attr(feature = "sqlite", doc = "[`SqliteAudit`]: reconcile::SqliteAudit")]
 #![cfg_attr(feature = "postgres", doc = "[`PostgresStore`]: PostgresStore")]
 #![cfg_attr(feature = "postgres", doc = "[`PostgresAudit`]: reconcile::PostgresAudit")]
-#![cfg_attr(any(feature = "sqlite", feature = "postgres"), doc = "[`Sweep`]: Sweep")]
-#![cfg_attr(
-    any(feature = "sqlite", feature = "postgres"),
-    doc = "[`Executor`]: executor::Executor"
-)]
+#![cfg_attr(feature = "sql", doc = "[`Sweep`]: Sweep")]
+#![cfg_attr(feature = "sql", doc = "[`Executor`]: executor::Executor")]
 #![doc = "[`MemoryStore`]: docs::guide#features"]
 #![doc = "[`MemoryLeaderboard`]: docs::guide#features"]
 #![doc = "[`Snapshot`]: docs::guide#features"]
@@ -93,12 +90,12 @@ mod date;
 mod decay;
 #[cfg(any(doc, doctest))]
 pub mod docs;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 mod drivers;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 mod engine;
 mod error;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 pub mod executor;
 pub mod job;
 mod key;
@@ -116,6 +113,8 @@ pub mod reconcile;
 mod rollup_update;
 mod schema;
 pub mod sql;
+#[cfg(feature = "sql")]
+mod sql_store;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod store;
@@ -141,6 +140,6 @@ pub use sqlite::SqliteStore;
 pub use store::{Applied, AsyncStore, Store};
 #[cfg(feature = "memory")]
 pub use store::{MemoryStore, PendingWrite, Snapshot};
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 pub use store::{Sweep, Swept};
 pub use stream_range::StreamRange;

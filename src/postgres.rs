@@ -1,28 +1,19 @@
-//! Totals in PostgreSQL tables, over the caller's own client or transaction: the engine's async
-//! interface.
-//!
-//! The futures of all but plain reads are boxed here, so that the engine is compiled in this crate.
-//! An `async fn` would be compiled in each crate that awaits it, with all of the engine.
+//! The store over tokio-postgres, and its writes of rows and totals in one message.
 
-use std::fmt;
-
-use futures_util::FutureExt as _;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Transaction};
 
 use crate::batch::Batch;
-use crate::counter::key_range::KeyRange;
-use crate::counter::{Counter, CounterId};
 use crate::drivers::tokio_postgres::{
-    Postgres, PreparedStatements, Scope, commit_failed, end_transaction, write_in_own,
+    Postgres, PreparedStatements, commit_failed, end_transaction, write_in_own,
 };
 use crate::engine;
 use crate::error::{Error, Result};
-use crate::key::{AsKey, Key, KeyBuf, KeyParts};
-use crate::leaderboard::{Leaderboard, LeaderboardId, Ranked, Score, Standing};
+use crate::executor::call;
 use crate::observe;
 use crate::schema::Schema;
-use crate::store::{Applied, AsyncStore, Sweep, Swept};
+use crate::sql_store::AsyncSqlStore;
+use crate::store::{Applied, AsyncStore as _, Sweep, Swept};
 use crate::stream_range::StreamRange;
 
 /// Totals in tables next to the application's rows.
@@ -64,46 +55,16 @@ use crate::stream_range::StreamRange;
 /// # Ok(())
 /// # }
 /// ```
-pub struct PostgresStore<'c> {
-    conn: Conn<'c>,
-    schema: &'c Schema,
-    prepared: Option<&'c PreparedStatements>,
-}
-
-enum Conn<'c> {
-    /// Begins its own transactions.
-    Own(&'c mut Client),
-    /// Applies in the caller's transaction.
-    Callers(&'c Client),
-    /// Applies in savepoints of the caller's transaction.
-    Savepoints(&'c Client),
-}
-
-impl fmt::Debug for PostgresStore<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PostgresStore").field("schema", &self.schema).finish_non_exhaustive()
-    }
-}
+pub type PostgresStore<'c> = AsyncSqlStore<'c, Postgres<'c>>;
 
 impl<'c> PostgresStore<'c> {
-    /// A store of these counters over a client, with a transaction for each apply.
-    ///
-    /// Does no I/O: call [`check`](Self::check) once at start.
-    ///
-    /// Do not pass a client on which you executed a literal `BEGIN`: the driver cannot see that
-    /// transaction, and the store would commit it.
-    #[must_use]
-    pub const fn new(client: &'c mut Client, schema: &'c Schema) -> Self {
-        Self { conn: Conn::Own(client), schema, prepared: None }
-    }
-
     /// A store of these counters within a transaction: what you apply commits or rolls back with
     /// it.
     ///
     /// Does no I/O.
     #[must_use]
     pub fn in_transaction(tx: &'c Transaction<'_>, schema: &'c Schema) -> Self {
-        Self { conn: Conn::Callers(tx.client()), schema, prepared: None }
+        Self { schema, executor: Postgres::in_transaction(tx) }
     }
 
     /// A store of these counters within a transaction, with a savepoint for each apply.
@@ -111,296 +72,14 @@ impl<'c> PostgresStore<'c> {
     /// Does no I/O.
     #[must_use]
     pub fn with_savepoints(tx: &'c mut Transaction<'_>, schema: &'c Schema) -> Self {
-        Self { conn: Conn::Savepoints(tx.client()), schema, prepared: None }
+        Self { schema, executor: Postgres::with_savepoints(tx) }
     }
 
     /// Keeps prepared statements in `prepared`, which belongs to the connection.
     #[must_use]
     pub const fn prepared(mut self, prepared: &'c PreparedStatements) -> Self {
-        self.prepared = Some(prepared);
+        self.executor.prepared = Some(prepared);
         self
-    }
-
-    const fn executor(&self) -> Postgres<'_> {
-        match &self.conn {
-            Conn::Own(client) => Postgres::new(client, Scope::Own, self.prepared),
-            Conn::Callers(client) => Postgres::new(client, Scope::Callers, self.prepared),
-            Conn::Savepoints(client) => Postgres::new(client, Scope::Savepoint, self.prepared),
-        }
-    }
-
-    /// Creates the catalogue and the missing tables in the first schema of the search path, and
-    /// checks the existing ones.
-    ///
-    /// Concurrent calls wait for each other.
-    ///
-    /// In a database without a catalogue every counter is ready to be read at once, as there are no
-    /// rows yet. If there are rows, call
-    /// [`create_pending_backfill`](Self::create_pending_backfill). If the catalogue already exists,
-    /// a new counter is not ready: there may be rows from before, and processes that do not know it
-    /// may still write. It counts from now on. Once every writer runs its hooks, a
-    /// [backfill](crate::reconcile::Mode::Backfill) makes it ready. A new leaderboard is empty and
-    /// not ready until it is [rebuilt](Self::rebuild). docs/deploy.md has the steps.
-    ///
-    /// A counter with many totals that becomes a membership gets its index while its writers wait.
-    /// To avoid that, first create it CONCURRENTLY, with the statement in
-    /// [`sql::ddl`](crate::sql::ddl).
-    ///
-    /// # Errors
-    ///
-    /// [`Error::SchemaMismatch`] if a table with a counter's name exists but is not in the
-    /// catalogue, a table does not match the schema, a name is too long for PostgreSQL, or the
-    /// catalogue is in another schema than the first of `search_path`. Nothing is created then.
-    pub fn create(&mut self) -> impl Future<Output = Result<()>> + Send {
-        async move { engine::tables::create(&mut self.executor(), self.schema, false).await }
-            .boxed()
-    }
-
-    /// Like [`create`](Self::create), for counters of rows that already exist: no new counter is
-    /// ready, even in a database without a catalogue.
-    ///
-    /// # Errors
-    ///
-    /// As [`create`](Self::create).
-    pub fn create_pending_backfill(&mut self) -> impl Future<Output = Result<()>> + Send {
-        async move { engine::tables::create(&mut self.executor(), self.schema, true).await }.boxed()
-    }
-
-    /// Compares the catalogue and the tables with the schema.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::SchemaMismatch`], naming the table, if a table is absent, has other columns or
-    /// another primary key, has triggers, rules, row security or children, is temporary or unlogged
-    /// or in another schema than the catalogue, does not sort texts by bytes, or has another
-    /// version or key than the schema.
-    pub fn check(&mut self) -> impl Future<Output = Result<()>> + Send {
-        async move { engine::tables::check(&mut self.executor(), self.schema).await }.boxed()
-    }
-
-    /// The counters and leaderboards of this database that the schema does not have, by their full
-    /// names.
-    ///
-    /// They come from an older schema or, if this schema is the older one, from a newer. No process
-    /// that writes with this schema maintains their totals.
-    ///
-    /// # Errors
-    ///
-    /// The database's errors.
-    pub fn orphaned(&mut self) -> impl Future<Output = Result<Vec<String>>> + Send {
-        async move { engine::tables::orphaned(&mut self.executor(), self.schema).await }.boxed()
-    }
-
-    /// Drops the table of an [orphaned](Self::orphaned) counter or leaderboard, and its row in the
-    /// catalogue, in one transaction.
-    ///
-    /// Call it by hand, once no process has the counter in its schema: each write to it would fail
-    /// from then on.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::UnknownCounter`] if the database has nothing with this name; [`Error::InvalidUse`]
-    /// if the schema has it, or if a rollup or leaderboard is made of it, which you must drop
-    /// first; and those of the database. Nothing is dropped then.
-    pub fn drop_counter<'s>(
-        &'s mut self,
-        name: &'s str,
-    ) -> impl Future<Output = Result<()>> + Send {
-        async move { engine::tables::drop_counter(&mut self.executor(), self.schema, name).await }
-            .boxed()
-    }
-
-    /// Whether a counter may be read: the database has it and everything that it sums, and all of
-    /// it is ready.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::UnknownCounter`] and [`Error::DefinitionConflict`] for a counter that the schema
-    /// does not have, [`Error::SchemaMismatch`] in a database without keepcount's tables, and those
-    /// of the database.
-    pub async fn is_ready(&mut self, counter: impl Into<CounterId>) -> Result<bool> {
-        self.is_ready_id(counter.into()).await
-    }
-
-    fn is_ready_id(&mut self, counter: CounterId) -> impl Future<Output = Result<bool>> + Send {
-        async move { engine::readiness::is_ready(&mut self.executor(), self.schema, counter).await }
-            .boxed()
-    }
-
-    /// The counters of the schema that need a backfill, in the order of names, for
-    /// [`Reconciler::scoped`](crate::reconcile::Reconciler::scoped).
-    ///
-    /// A rollup above them may itself be ready; reading it is refused until they are.
-    ///
-    /// # Errors
-    ///
-    /// The database's errors.
-    pub fn unready(&mut self) -> impl Future<Output = Result<Vec<CounterId>>> + Send {
-        async move { engine::readiness::unready(&mut self.executor(), self.schema).await }.boxed()
-    }
-
-    /// Drops the totals of a counter, and of its rollups by suffix, whose last key part is before
-    /// `before`, and returns how many were dropped.
-    ///
-    /// From now on hooks and audits ignore such keys. The cutoff never goes back: an earlier one
-    /// changes nothing. It takes one transaction, whose cost grows with the counter's totals.
-    /// Writers of the counter wait for it.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidUse`] if the counter is not declared as
-    /// [`prunable`](crate::backend::CounterSpec::prunable) or `T` has several parts,
-    /// [`Error::Rollup`] for a rollup, and those of the database.
-    pub async fn prune<H: Key, T: Key>(
-        &mut self,
-        counter: Counter<(H, T)>,
-        before: impl AsKey<T>,
-    ) -> Result<u64> {
-        self.prune_id(counter.id(), T::PARTS, KeyBuf::of::<T>(before)).await
-    }
-
-    fn prune_id(
-        &mut self,
-        counter: CounterId,
-        parts: KeyParts,
-        before: KeyBuf,
-    ) -> impl Future<Output = Result<u64>> + Send {
-        async move {
-            engine::prune::prune(&mut self.executor(), self.schema, counter, parts, &before).await
-        }
-        .boxed()
-    }
-
-    /// At most `limit` streams after `after`, in the order of their names' bytes, each with its
-    /// last applied event.
-    ///
-    /// `None` starts at the first stream.
-    ///
-    /// # Errors
-    ///
-    /// The database's errors, and [`Error::SchemaMismatch`](crate::Error::SchemaMismatch) for an
-    /// offset that somebody else wrote.
-    pub fn offsets<'s>(
-        &'s mut self,
-        after: Option<&'s str>,
-        limit: usize,
-    ) -> impl Future<Output = Result<Vec<(String, u64)>>> + Send {
-        async move { engine::offsets::offsets(&mut self.executor(), after, limit).await }.boxed()
-    }
-
-    /// Drops the offset of a stream that ended, and returns it; 0 if there was none.
-    ///
-    /// Totals do not change. It waits for a transaction that is applying the stream. Without an
-    /// offset, a store takes every event as new: if the stream is ever delivered again, from the
-    /// first event on, it counts again.
-    ///
-    /// # Errors
-    ///
-    /// As [`offsets`](Self::offsets). The offset stays then.
-    pub fn forget_offset<'s>(
-        &'s mut self,
-        stream: &'s str,
-    ) -> impl Future<Output = Result<u64>> + Send {
-        async move { engine::offsets::forget_offset(&mut self.executor(), stream).await }.boxed()
-    }
-
-    /// The first lines of a leaderboard: one range of its index.
-    ///
-    /// # Errors
-    ///
-    /// The database's errors; [`Error::Key`] if a key does not decode to the leaderboard's key
-    /// type; [`Error::NotReady`] if the leaderboard is new and not yet [rebuilt](Self::rebuild), or
-    /// a counter that it is made of is not ready; [`Error::InvalidUse`] if the schema does not list
-    /// this leaderboard.
-    pub async fn top<K: Key, S: Score>(
-        &mut self,
-        leaderboard: Leaderboard<K, S>,
-        limit: usize,
-    ) -> Result<Vec<Ranked<K, S>>> {
-        engine::leaderboard::top(&mut self.executor(), self.schema, &leaderboard, limit).await
-    }
-
-    /// The lines after a line that was read before.
-    ///
-    /// Ranks continue from its rank, whatever has changed in between.
-    ///
-    /// # Errors
-    ///
-    /// As [`top`](Self::top).
-    pub async fn top_after<K: Key + AsKey<K>, S: Score>(
-        &mut self,
-        leaderboard: Leaderboard<K, S>,
-        after: &Ranked<K, S>,
-        limit: usize,
-    ) -> Result<Vec<Ranked<K, S>>> {
-        engine::leaderboard::top_after(
-            &mut self.executor(),
-            self.schema,
-            &leaderboard,
-            after,
-            limit,
-        )
-        .await
-    }
-
-    /// Where a key stands; behind all listed keys if it is not listed.
-    ///
-    /// Counts the lines before it, so it costs O(rank).
-    ///
-    /// # Errors
-    ///
-    /// As [`top`](Self::top).
-    pub async fn rank<K: Key, S: Score>(
-        &mut self,
-        leaderboard: Leaderboard<K, S>,
-        key: impl AsKey<K>,
-    ) -> Result<Standing<K, S>> {
-        let key = KeyBuf::of::<K>(key);
-        engine::leaderboard::rank(&mut self.executor(), self.schema, &leaderboard, &key).await
-    }
-
-    /// How many keys a leaderboard lists.
-    ///
-    /// # Errors
-    ///
-    /// As [`top`](Self::top).
-    pub async fn listed<K: Key, S: Score>(
-        &mut self,
-        leaderboard: Leaderboard<K, S>,
-    ) -> Result<u64> {
-        engine::leaderboard::listed(&mut self.executor(), self.schema, &leaderboard.id()).await
-    }
-
-    /// Recomputes every score of a leaderboard from totals, marks it ready to be read, and returns
-    /// how many lines were wrong.
-    ///
-    /// Call it once for a leaderboard that is new in a database, after you raised a leaderboard's
-    /// version (which it writes into the catalogue), and after totals were changed without the
-    /// hooks. It takes one transaction; writers of the leaderboard's counters wait for it.
-    ///
-    /// Call it only after every process that writes has this leaderboard in its schema: nothing can
-    /// check that for you, and a process without it does not update the lines.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidUse`] if the schema does not list this leaderboard,
-    /// [`Error::SchemaMismatch`] if the database does not have it, and
-    /// those of the database.
-    pub async fn rebuild<K: Key, S: Score>(
-        &mut self,
-        leaderboard: Leaderboard<K, S>,
-    ) -> Result<u64> {
-        self.rebuild_id(leaderboard.id()).await
-    }
-
-    fn rebuild_id(
-        &mut self,
-        leaderboard: LeaderboardId,
-    ) -> impl Future<Output = Result<u64>> + Send {
-        async move {
-            engine::leaderboard::rebuild(&mut self.executor(), self.schema, &leaderboard).await
-        }
-        .boxed()
     }
 }
 
@@ -422,24 +101,10 @@ impl<E: From<Error>> Failed<E> {
 impl PostgresStore<'_> {
     /// The client, unless the store is in a transaction of the caller.
     fn client(&mut self, function: &'static str) -> Result<&mut Client> {
-        match &mut self.conn {
-            Conn::Own(client) => Ok(client),
-            Conn::Callers(_) | Conn::Savepoints(_) => Err(Error::invalid_use(
-                function,
-                "it begins a transaction, but the store is in one already",
-            )),
-        }
-    }
-
-    fn apply_once<'s>(
-        &'s mut self,
-        batch: &'s mut Batch,
-        stream_range: Option<&'s StreamRange<'s>>,
-    ) -> impl Future<Output = Result<Applied>> + Send {
-        async move {
-            engine::write::apply(&mut self.executor(), self.schema, batch, stream_range).await
-        }
-        .boxed()
+        self.executor.own_client().ok_or_else(|| {
+            let reason = "it begins a transaction, but the store is in one already";
+            Error::invalid_use(function, reason)
+        })
     }
 
     /// Applies a batch as the last statement of the transaction.
@@ -447,19 +112,16 @@ impl PostgresStore<'_> {
         &'s mut self,
         batch: &'s mut Batch,
     ) -> impl Future<Output = Result<()>> + Send {
-        async move {
-            if batch.is_empty()
-                && let Conn::Callers(client) = &self.conn
-            {
+        Box::pin(async move {
+            if batch.is_empty() {
                 // A commit of an aborted transaction rolls it back without an error.
                 let operation = "running a transaction";
-                let checked = client.batch_execute("SELECT 1").await;
+                let checked = self.executor.client().batch_execute("SELECT 1").await;
                 checked
                     .map_err(|error| engine::failed(engine::Whose::Connection, operation, error))?;
             }
             self.apply(batch).await.map(drop)
-        }
-        .boxed()
+        })
     }
 
     /// Runs `work` in a transaction, applies the batch that it fills, and commits.
@@ -476,7 +138,7 @@ impl PostgresStore<'_> {
     ///
     /// # Errors
     ///
-    /// Those of `work`. As [`apply`](AsyncStore::apply), with [`Error::Indeterminate`] if it is not
+    /// Those of `work`. As [`apply`](crate::AsyncStore::apply), with [`Error::Indeterminate`] if it is not
     /// known whether the commit happened. [`Error::InvalidUse`] for a store in a
     /// transaction of yours. [`Error::TransactionOpen`] if the transaction could not be rolled
     /// back.
@@ -502,7 +164,7 @@ impl PostgresStore<'_> {
     ) -> Result<T, E> {
         const OPERATION: &str = "running a transaction";
         let failed = |error| engine::failed(engine::Whose::Connection, OPERATION, error);
-        let (schema, prepared) = (self.schema, self.prepared);
+        let (schema, prepared) = (self.schema, self.executor.prepared);
         let client = self.client("transaction")?;
         let mut tx = client.transaction().await.map_err(failed)?;
         // Dropped, it rolls back.
@@ -510,7 +172,7 @@ impl PostgresStore<'_> {
         let done = match work(&mut tx, &mut batch).await {
             Ok(value) => {
                 let mut store = PostgresStore::in_transaction(&tx, schema);
-                store.prepared = prepared;
+                store.executor.prepared = prepared;
                 store.apply_last(&mut batch).await.map(|()| value).map_err(Failed::Ours)
             }
             Err(error) => Err(Failed::Work(error)),
@@ -564,7 +226,7 @@ impl PostgresStore<'_> {
     ///
     /// # Errors
     ///
-    /// As [`apply`](AsyncStore::apply), and those of the database for the rows. Nothing is written
+    /// As [`apply`](crate::AsyncStore::apply), and those of the database for the rows. Nothing is written
     /// then, unless it is [`Error::Indeterminate`]. [`Error::InvalidUse`] for a store in a
     /// transaction of yours.
     ///
@@ -598,7 +260,7 @@ impl PostgresStore<'_> {
     ///
     /// # Errors
     ///
-    /// As [`apply_idempotent`](AsyncStore::apply_idempotent), and those of the database for the
+    /// As [`apply_idempotent`](crate::AsyncStore::apply_idempotent), and those of the database for the
     /// rows. Nothing is written then, unless it is [`Error::Indeterminate`]. [`Error::InvalidUse`]
     /// for a store in a transaction of yours.
     ///
@@ -634,7 +296,7 @@ impl PostgresStore<'_> {
         batch: &'s mut Batch,
         stream_range: Option<&'s StreamRange<'s>>,
     ) -> impl Future<Output = Result<(Vec<u64>, Applied)>> + Send {
-        async move {
+        Box::pin(async move {
             self.schema.check_batch(batch)?;
             let client = self.client(function)?;
             if client.is_closed() {
@@ -649,77 +311,32 @@ impl PostgresStore<'_> {
             }
             let began = observe::begin(observe::Backend::Postgres, batch);
             let (written, applied) =
-                write_in_own(&mut self.executor(), self.schema, rows, batch, stream_range).await?;
+                write_in_own(&mut call(&mut self.executor), self.schema, rows, batch, stream_range)
+                    .await?;
             // First, since the application's recorder may panic.
             batch.spend();
             if !applied.skipped {
                 applied.observe(observe::Backend::Postgres, began, batch);
             }
             Ok((written, applied))
-        }
-        .boxed()
+        })
     }
 
-    /// Removes totals that are 0, and lock rows of children and of leaderboards' keys, a bounded
-    /// part for each call, while writers go on.
-    ///
-    /// No total, leaderboard or report changes, because a removed total reads as 0. Call it from
-    /// the job that repairs, until it is [complete](Swept::complete).
-    ///
-    /// It takes one transaction for each page. That waits for no row that another transaction has
-    /// locked, and leaves it for a later sweep, so it cannot cause a deadlock. It also leaves rows
-    /// that the oldest running transaction may not have seen, one that reads in this database or
-    /// writes in any database of the server: a transaction above READ COMMITTED that is older than
-    /// a row's last change must find the row when it writes. While a transaction stays open for
-    /// hours, or is prepared and forgotten, nothing that changed since is removed.
+    /// As [`AsyncSqlStore::sweep`].
     ///
     /// # Errors
     ///
-    /// The database's errors. What was removed before stays removed, and the next call continues
-    /// there. [`Error::InvalidUse`] for a store in a transaction of yours.
-    pub fn sweep<'s>(
-        &'s mut self,
-        sweep: &'s mut Sweep,
+    /// As that; [`Error::InvalidUse`] for a store in a transaction of yours, with savepoints too.
+    pub fn sweep<'x>(
+        &'x mut self,
+        sweep: &'x mut Sweep,
     ) -> impl Future<Output = Result<Swept>> + Send {
+        let refused = self.client("sweep").err();
         async move {
-            self.client("sweep")?;
-            engine::sweep_zeros::sweep(&mut self.executor(), self.schema, sweep).await
+            match refused {
+                Some(error) => Err(error),
+                None => (**self).sweep(sweep).await,
+            }
         }
-        .boxed()
-    }
-}
-
-impl AsyncStore for PostgresStore<'_> {
-    async fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
-        self.apply_once(batch, None).await
-    }
-
-    async fn apply_idempotent(
-        &mut self,
-        batch: &mut Batch,
-        stream_range: &StreamRange<'_>,
-    ) -> Result<Applied> {
-        self.apply_once(batch, Some(stream_range)).await
-    }
-
-    async fn offset(&mut self, stream: &str) -> Result<u64> {
-        engine::offsets::offset(&mut self.executor(), stream).await
-    }
-
-    async fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
-        engine::read::read(&mut self.executor(), self.schema, counter, keys).await
-    }
-
-    async fn read_range(
-        &mut self,
-        counter: CounterId,
-        range: &KeyRange,
-        limit: usize,
-    ) -> Result<Vec<(KeyBuf, i64)>> {
-        engine::read::range(&mut self.executor(), self.schema, counter, range, limit).await
-    }
-
-    async fn sum_range(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
-        engine::read::sum(&mut self.executor(), self.schema, counter, range).await
     }
 }

@@ -185,7 +185,7 @@ impl<'l> RollupUpdate<'l> {
 
     /// Like [`next`](Self::next), for all requests that can be made together: those of one level
     /// and one membership, in the order of children.
-    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    #[cfg(feature = "sql")]
     pub(crate) fn next_all(&mut self) -> Result<Vec<TotalsRequest>> {
         self.begin()?;
         self.asked = std::mem::take(&mut self.asks).into();

@@ -3,15 +3,15 @@
 
 mod ddl;
 pub(crate) mod leaderboard;
-#[cfg_attr(not(any(feature = "sqlite", feature = "postgres")), allow(dead_code))]
+#[cfg_attr(not(feature = "sql"), allow(dead_code))]
 mod many_keys;
 mod offsets;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 pub(crate) mod own_catalogue;
 mod query;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 mod sweep_zeros;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 pub(crate) mod table_descriptions;
 pub(crate) mod value;
 
@@ -25,7 +25,7 @@ pub use self::ddl::{
 pub(crate) use self::many_keys::*;
 pub use self::offsets::{forget_offset, lock_offset, read_offset, read_offsets, set_offset};
 pub use self::query::Query;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 pub(crate) use self::sweep_zeros::*;
 pub use self::value::{MAX_TEXT, Value, key_values, push_key_part};
 pub(crate) use self::value::{prefix_values, push_key_values};
@@ -99,7 +99,7 @@ impl Dialect {
     }
 
     /// A condition that every row meets.
-    #[cfg_attr(not(any(feature = "sqlite", feature = "postgres")), allow(dead_code))]
+    #[cfg_attr(not(feature = "sql"), allow(dead_code))]
     pub(crate) const fn everything(self) -> &'static str {
         match self {
             Self::Sqlite => "1",
@@ -129,7 +129,7 @@ pub struct Statement<'a> {
 
 impl<'a> Statement<'a> {
     /// The same for an executor, which makes sure that each execution writes what it must write.
-    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    #[cfg(feature = "sql")]
     pub(crate) fn into_query(self) -> Query<'a> {
         let query = Query::of_rows(self.text, self.values, self.width);
         if self.adds { query.exact() } else { query }
@@ -536,7 +536,7 @@ pub(crate) fn lock<'a>(of: &str, level: usize, keys: Vec<Cow<'a, [u8]>>) -> Quer
 }
 
 /// A name quoted for SQL, whatever characters it has.
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 pub(crate) fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }

@@ -111,7 +111,7 @@ impl Leaderboards for SqliteStore<'_> {
         leaderboard: Leaderboard<K, S>,
         limit: usize,
     ) -> keepcount::Result<Vec<Ranked<K, S>>> {
-        SqliteStore::top(self, leaderboard, limit)
+        (**self).top(leaderboard, limit)
     }
 
     fn rank<K: Key, S: Score>(
@@ -119,7 +119,7 @@ impl Leaderboards for SqliteStore<'_> {
         leaderboard: Leaderboard<K, S>,
         key: impl AsKey<K>,
     ) -> keepcount::Result<Standing<K, S>> {
-        SqliteStore::rank(self, leaderboard, key)
+        (**self).rank(leaderboard, key)
     }
 }
 

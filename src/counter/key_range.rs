@@ -197,7 +197,7 @@ impl KeyRange {
     }
 
     /// The same range without the keys after this one, which is a whole key.
-    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    #[cfg(feature = "sql")]
     pub(crate) fn up_to(mut self, last: &KeyBuf) -> Self {
         self.end = Bound::Included(last.clone());
         self

@@ -5,45 +5,54 @@
 //! and then returns `SQLITE_INTERRUPT` although the statement's effect stands. It also returns the
 //! error of a WAL hook, which runs after a commit.
 
-use std::future::ready;
+use std::fmt;
+use std::mem::ManuallyDrop;
 
 use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{CachedStatement, Connection, ErrorCode, Params, Statement, ffi, params_from_iter};
 
+use crate::batch::Batch;
 use crate::error::{Cause, Result, chain};
 use crate::executor::{
-    Column, Driver, DriverError, ErrorKind, Executor, NotCommitted, Reading, Row, Stopped,
+    Blocking, Column, Connect, Driver, Each, EachOf, ErrorKind, Executor, Failure, NotCommitted,
+    Reader, Reading, Reply, Row, Stopped,
 };
 use crate::sql::{Dialect, Query, Value};
 
-/// A connection, and the transaction that this driver began on it.
-pub(crate) struct Rusqlite<'c> {
-    conn: &'c Connection,
+/// rusqlite's connection, and the transaction that keepcount began on it.
+pub struct Rusqlite<'c> {
+    pub(crate) conn: &'c Connection,
     /// The statement that began the transaction, while it is open. It can end the transaction when
     /// a handler stops every statement.
-    begun: Option<CachedStatement<'c>>,
+    begun: Kept<CachedStatement<'c>>,
     /// The open cursor that holds the snapshot being read. The snapshot ends with the statement,
     /// which takes no call that could fail.
-    snapshot: Option<Statement<'c>>,
+    snapshot: Kept<Statement<'c>>,
 }
+
+/// A statement until a call [finishes](Executor::finish). It is not dropped by itself, so that a
+/// store does not use its connection any more when it goes out of scope.
+type Kept<T> = Option<ManuallyDrop<T>>;
 
 const BEGIN: &str = "BEGIN IMMEDIATE";
 
-impl<'c> Rusqlite<'c> {
-    pub(crate) const fn new(conn: &'c Connection) -> Self {
-        Self { conn, begun: None, snapshot: None }
+impl fmt::Debug for Rusqlite<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rusqlite").field("conn", self.conn).finish_non_exhaustive()
     }
+}
 
+impl Rusqlite<'_> {
     /// Runs queries. After a query that is single, its cursor stays open while the following
     /// queries run, so that all of them read one snapshot.
     fn each_row(
         &self,
         queries: &[Query<'_>],
         first: usize,
-        each: &mut dyn FnMut(usize, &rusqlite::Row<'_>) -> Result<()>,
-    ) -> Result<(), Stopped<rusqlite::Error>> {
+        each: &mut EachOf<'_>,
+    ) -> Result<(), Stopped> {
         for (at, query) in queries.iter().enumerate() {
-            let failed = |row| move |error| Stopped::Failed { query: first + at, row, error };
+            let failed = |row| move |error| failed_at(first + at, row, error);
             let mut statement = self.conn.prepare_cached(&query.text).map_err(failed(0))?;
             for (row_at, params) in query.rows().enumerate() {
                 let failed = failed(row_at);
@@ -66,12 +75,8 @@ impl<'c> Rusqlite<'c> {
         Ok(())
     }
 
-    fn scan_rows(
-        &self,
-        query: &Query<'_>,
-        each: &mut dyn FnMut(&rusqlite::Row<'_>) -> Result<bool>,
-    ) -> Result<(), Stopped<rusqlite::Error>> {
-        let failed = |row| move |error| Stopped::Failed { query: 0, row, error };
+    fn scan_rows(&self, query: &Query<'_>, each: &mut Each<'_>) -> Result<(), Stopped> {
+        let failed = |row| move |error| failed_at(0, row, error);
         let mut statement = self.conn.prepare_cached(&query.text).map_err(failed(0))?;
         for (row_at, params) in query.rows().enumerate() {
             let failed = failed(row_at);
@@ -90,7 +95,7 @@ impl<'c> Rusqlite<'c> {
         let done = begin.execute(());
         // The transaction is also open if the statement was stopped after it had begun it.
         if done.is_ok() || !self.conn.is_autocommit() {
-            self.begun = Some(begin);
+            self.begun = Some(ManuallyDrop::new(begin));
             return Ok(());
         }
         done.map(drop)
@@ -102,12 +107,12 @@ impl<'c> Rusqlite<'c> {
         rows.next()?;
         // Dropped, it would reset the statement, and so end the snapshot.
         std::mem::forget(rows);
-        self.snapshot = Some(first);
+        self.snapshot = Some(ManuallyDrop::new(first));
         Ok(())
     }
 
-    fn write_rows(&self, query: &Query<'_>, at: usize) -> Result<u64, Stopped<rusqlite::Error>> {
-        let failed = |row| move |error| Stopped::Failed { query: at, row, error };
+    fn write_rows(&self, query: &Query<'_>, at: usize) -> Result<u64, Stopped> {
+        let failed = |row| move |error| failed_at(at, row, error);
         let mut statement = self.conn.prepare_cached(&query.text).map_err(failed(0))?;
         let mut all = 0;
         for (row, params) in query.rows().enumerate() {
@@ -122,64 +127,79 @@ impl<'c> Rusqlite<'c> {
     }
 }
 
+fn failed_at(query: usize, row: usize, error: rusqlite::Error) -> Stopped {
+    Stopped::Failed { query, row, error: error.into() }
+}
+
 /// rusqlite, as a driver.
 #[derive(Debug)]
 pub enum Sqlite {}
 
 impl Driver for Sqlite {
-    const DIALECT: Dialect = Dialect::Sqlite;
     type Row<'r> = rusqlite::Row<'r>;
-    type Error = rusqlite::Error;
 }
 
-impl Executor for Rusqlite<'_> {
+impl<'c> Connect for Rusqlite<'c> {
     type Driver = Sqlite;
+    type Connection = &'c Connection;
+
+    fn over(conn: &'c Connection) -> Self {
+        Self { conn, begun: None, snapshot: None }
+    }
+}
+
+impl Blocking for Rusqlite<'_> {}
+
+impl Executor for Rusqlite<'_> {
+    fn dialect(&self) -> Dialect {
+        Dialect::Sqlite
+    }
+
+    fn kind_of(&self, cause: &Cause) -> ErrorKind {
+        cause.downcast_ref().map_or(ErrorKind::Other, kind)
+    }
 
     fn is_nested(&self) -> bool {
         self.begun.is_none() && !self.conn.is_autocommit()
     }
 
-    fn fetch(
-        &mut self,
-        queries: &[Query<'_>],
-        mut each: impl FnMut(usize, &rusqlite::Row<'_>) -> Result<()> + Send,
-    ) -> impl Future<Output = Result<(), Stopped<rusqlite::Error>>> + Send {
-        ready(self.each_row(queries, 0, &mut each))
+    fn fetch<'x>(
+        &'x mut self,
+        queries: &'x [Query<'_>],
+        each: &'x mut EachOf<'_>,
+    ) -> Reply<'x, Result<(), Stopped>> {
+        Reply::now(self.each_row(queries, 0, each))
     }
 
-    fn scan(
-        &mut self,
-        query: &Query<'_>,
-        mut each: impl FnMut(&rusqlite::Row<'_>) -> Result<bool> + Send,
-    ) -> impl Future<Output = Result<(), Stopped<rusqlite::Error>>> + Send {
-        ready(self.scan_rows(query, &mut each))
+    fn scan<'x>(
+        &'x mut self,
+        query: &'x Query<'_>,
+        each: &'x mut Each<'_>,
+    ) -> Reply<'x, Result<(), Stopped>> {
+        Reply::now(self.scan_rows(query, each))
     }
 
-    fn execute(
-        &mut self,
-        queries: &[Query<'_>],
-    ) -> impl Future<Output = Result<Vec<u64>, Stopped<rusqlite::Error>>> + Send {
-        ready(queries.iter().enumerate().map(|(at, query)| self.write_rows(query, at)).collect())
+    fn execute<'x>(&'x mut self, queries: &'x [Query<'_>]) -> Reply<'x, Result<Vec<u64>, Stopped>> {
+        let all = queries.iter().enumerate();
+        Reply::now(all.map(|(at, query)| self.write_rows(query, at)).collect())
     }
 
-    fn run(&mut self, script: &str) -> impl Future<Output = Result<(), rusqlite::Error>> + Send {
-        ready(self.conn.execute_batch(script))
+    fn run<'x>(&'x mut self, script: &'x str) -> Reply<'x, Result<(), Failure>> {
+        Reply::now(self.conn.execute_batch(script).map_err(Into::into))
     }
 
     /// Takes the write lock.
-    fn begin(&mut self) -> impl Future<Output = Result<(), rusqlite::Error>> + Send {
-        ready(self.lock())
+    fn begin(&mut self) -> Reply<'_, Result<(), Failure>> {
+        Reply::now(self.lock().map_err(Into::into))
     }
 
-    fn begin_read(
-        &mut self,
-        reading: Reading<'_>,
-    ) -> impl Future<Output = Result<(), rusqlite::Error>> + Send {
-        ready(if reading.is_locked { self.lock() } else { self.open_snapshot() })
+    fn begin_read<'x>(&'x mut self, reading: Reading<'x>) -> Reply<'x, Result<(), Failure>> {
+        let begun = if reading.is_locked { self.lock() } else { self.open_snapshot() };
+        Reply::now(begun.map_err(Into::into))
     }
 
-    fn is_idle(&mut self) -> impl Future<Output = Result<bool, rusqlite::Error>> + Send {
-        ready(Ok(self.conn.is_autocommit()))
+    fn is_idle(&mut self) -> Reply<'_, Result<bool, Failure>> {
+        Reply::now(Ok(self.conn.is_autocommit()))
     }
 
     /// A commit that fails and leaves the transaction open, for instance because of a lock, did
@@ -187,31 +207,31 @@ impl Executor for Rusqlite<'_> {
     /// been stopped after the commit, or a WAL hook may have failed. A disk error or a full disk
     /// can also follow a commit that stands in the log: with `psow=0` SQLite writes on, up to the
     /// next sector.
-    fn commit(&mut self) -> impl Future<Output = Result<(), NotCommitted<rusqlite::Error>>> + Send {
+    fn commit(&mut self) -> Reply<'_, Result<(), NotCommitted>> {
         let committed =
             self.conn.prepare_cached("COMMIT").and_then(|mut commit| commit.execute(()));
         let is_over = self.conn.is_autocommit();
         if is_over {
-            self.begun = None;
+            self.begun.take().map(ManuallyDrop::into_inner);
         }
-        ready(committed.map(drop).map_err(|error| {
+        Reply::now(committed.map(drop).map_err(|error| {
+            let error = Failure::from(error);
             if is_over { NotCommitted::Unknown(error) } else { NotCommitted::Refused(error) }
         }))
     }
 
-    fn roll_back(&mut self) -> impl Future<Output = bool> + Send {
-        if self.snapshot.take().is_some() {
-            return ready(true);
+    fn roll_back(&mut self) -> Reply<'_, bool> {
+        if self.snapshot.take().map(ManuallyDrop::into_inner).is_some() {
+            return Reply::now(true);
         }
-        let mut begin = self.begun.take().or_else(|| self.conn.prepare_cached(BEGIN).ok());
-        ready(rolled_back(self.conn, begin.as_deref_mut()))
+        let kept = self.begun.take().map(ManuallyDrop::into_inner);
+        let mut begin = kept.or_else(|| self.conn.prepare_cached(BEGIN).ok());
+        Reply::now(rolled_back(self.conn, begin.as_deref_mut()))
     }
-}
 
-impl Drop for Rusqlite<'_> {
-    fn drop(&mut self) {
-        // A panic is unwinding, and nothing can be reported then.
-        if let Some(mut begin) = self.begun.take() {
+    fn finish(&mut self) {
+        self.snapshot.take().map(ManuallyDrop::into_inner);
+        if let Some(mut begin) = self.begun.take().map(ManuallyDrop::into_inner) {
             rolled_back(self.conn, Some(&mut begin));
         }
     }
@@ -274,6 +294,10 @@ impl Row for rusqlite::Row<'_> {
             Ok(ValueRef::Null) | Err(_) => Column::Null,
         }
     }
+
+    fn read(&self, reader: &Reader, to: &mut Batch) -> Result<(), Cause> {
+        reader.read::<Sqlite>(self, to)
+    }
 }
 
 impl ToSql for Value<'_> {
@@ -296,39 +320,36 @@ impl ToSql for Value<'_> {
 /// bits becomes REAL, which a STRICT column refuses.
 const CONSTRAINT_DATATYPE: i32 = ffi::SQLITE_CONSTRAINT | (12 << 8);
 
-impl DriverError for rusqlite::Error {
-    fn kind(&self) -> ErrorKind {
-        let extended = self.sqlite_error().map_or(0, |error| error.extended_code);
-        match self.sqlite_error_code() {
-            Some(ErrorCode::DatabaseBusy) if extended == ffi::SQLITE_BUSY_SNAPSHOT => {
-                ErrorKind::Busy(
-                    "another connection wrote after this transaction had read; roll it back and repeat it whole, and begin \
-                 transactions that write with BEGIN IMMEDIATE",
-                )
-            }
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => ErrorKind::Busy(
-                "the database is locked by another connection; roll back and try again, or set a busy timeout",
-            ),
-            Some(ErrorCode::ReadOnly) => ErrorKind::ReadOnly,
-            _ if extended == CONSTRAINT_DATATYPE => ErrorKind::Overflow,
-            code => kind_in_words(&self.to_string(), code),
-        }
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Self {
+        Self { kind: kind(&error), fault: fault(&error), cause: error.into() }
     }
+}
 
-    fn into_cause(self) -> Cause {
-        self.into()
+fn kind(error: &rusqlite::Error) -> ErrorKind {
+    let extended = error.sqlite_error().map_or(0, |error| error.extended_code);
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy) if extended == ffi::SQLITE_BUSY_SNAPSHOT => ErrorKind::Busy(
+            "another connection wrote after this transaction had read; roll it back and repeat it whole, and begin \
+             transactions that write with BEGIN IMMEDIATE",
+        ),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => ErrorKind::Busy(
+            "the database is locked by another connection; roll back and try again, or set a busy timeout",
+        ),
+        Some(ErrorCode::ReadOnly) => ErrorKind::ReadOnly,
+        _ if extended == CONSTRAINT_DATATYPE => ErrorKind::Overflow,
+        code => kind_in_words(&error.to_string(), code),
     }
+}
 
-    /// Without a code, rusqlite itself refused a column or a text of SQL; and an error of SQL has a
-    /// code that has no name of its own.
-    fn fault(&self) -> Option<String> {
-        let code = self.sqlite_error_code();
-        let is_of_statement = matches!(
-            code,
-            None | Some(ErrorCode::Unknown | ErrorCode::TypeMismatch | ErrorCode::TooBig)
-        );
-        is_of_statement.then(|| chain(self))
-    }
+/// Without a code, rusqlite itself refused a column or a text of SQL; and an error of SQL has a
+/// code that has no name of its own.
+fn fault(error: &rusqlite::Error) -> Option<String> {
+    let is_of_statement = matches!(
+        error.sqlite_error_code(),
+        None | Some(ErrorCode::Unknown | ErrorCode::TypeMismatch | ErrorCode::TooBig)
+    );
+    is_of_statement.then(|| chain(error))
 }
 
 /// Errors that SQLite tells apart only in the message.

@@ -61,18 +61,18 @@ fn check_listed(schema: &Schema, leaderboard: &LeaderboardId) -> Result<()> {
 }
 
 /// The first lines of a leaderboard: one range of its index.
-pub(crate) async fn top<E: Executor, K: Key, S: Score>(
+pub(crate) async fn top<E: Executor + ?Sized, K: Key, S: Score>(
     executor: &mut E,
     schema: &Schema,
     leaderboard: &Leaderboard<K, S>,
     limit: usize,
 ) -> Result<Vec<Ranked<K, S>>> {
-    let query = lines(E::DIALECT, &leaderboard.id(), "", Vec::new(), limit);
+    let query = lines(executor.dialect(), &leaderboard.id(), "", Vec::new(), limit);
     ranked(executor, schema, leaderboard, 0, vec![query], limit).await
 }
 
 /// The lines after a line that was read before.
-pub(crate) async fn top_after<E: Executor, K: Key + AsKey<K>, S: Score>(
+pub(crate) async fn top_after<E: Executor + ?Sized, K: Key + AsKey<K>, S: Score>(
     executor: &mut E,
     schema: &Schema,
     leaderboard: &Leaderboard<K, S>,
@@ -84,20 +84,20 @@ pub(crate) async fn top_after<E: Executor, K: Key + AsKey<K>, S: Score>(
     // First the lines with its score after its key, then those with lower scores: each is a range
     // of the index.
     let mut values = vec![score.clone()];
-    values.extend(sql::key_values(E::DIALECT, id.counter_id(), &key)?);
-    let (own, params) = own_keys(E::DIALECT, &id, 2);
-    let first = E::DIALECT.param(1);
+    values.extend(sql::key_values(executor.dialect(), id.counter_id(), &key)?);
+    let (own, params) = own_keys(executor.dialect(), &id, 2);
+    let first = executor.dialect().param(1);
     let tied = format!(r#"WHERE t."score" = {first} AND ({own}) > ({params})"#);
     let lower = format!(r#"WHERE t."score" < {first}"#);
     let queries = vec![
-        lines(E::DIALECT, &id, &tied, values, limit),
-        lines(E::DIALECT, &id, &lower, vec![score], limit),
+        lines(executor.dialect(), &id, &tied, values, limit),
+        lines(executor.dialect(), &id, &lower, vec![score], limit),
     ];
     ranked(executor, schema, leaderboard, after.rank, queries, limit).await
 }
 
 /// Where a key stands. Counts the lines before it, which are all lines if it is not listed.
-pub(crate) async fn rank<E: Executor, K: Key, S: Score>(
+pub(crate) async fn rank<E: Executor + ?Sized, K: Key, S: Score>(
     executor: &mut E,
     schema: &Schema,
     leaderboard: &Leaderboard<K, S>,
@@ -105,7 +105,7 @@ pub(crate) async fn rank<E: Executor, K: Key, S: Score>(
 ) -> Result<Standing<K, S>> {
     let id = leaderboard.id();
     check_listed(schema, &id)?;
-    let (own, params) = own_keys(E::DIALECT, &id, 1);
+    let (own, params) = own_keys(executor.dialect(), &id, 1);
     let (keys, table) = (own.replace("t.", "s."), id.table_name());
     let text = format!(
         r#"SELECT s."score", (SELECT count(*) FROM "{table}" AS t WHERE t."score" > s."score")
@@ -115,7 +115,7 @@ pub(crate) async fn rank<E: Executor, K: Key, S: Score>(
         SELECT NULL, (SELECT count(*) FROM "{table}")
         WHERE NOT EXISTS (SELECT 1 FROM "{table}" AS s WHERE ({keys}) = ({params}))"#
     );
-    let query = Query::new(text, sql::key_values(E::DIALECT, id.counter_id(), key)?);
+    let query = Query::new(text, sql::key_values(executor.dialect(), id.counter_id(), key)?);
     let (mut before, mut listed) = (0, None);
     readiness::fetch(executor, Subject::Leaderboard(schema, &id), vec![query], |_, row| {
         before = integer(row, 1, &table)?.unsigned_abs();
@@ -143,7 +143,7 @@ fn line<K: Key, S: Score>(
 }
 
 /// How many keys a leaderboard lists.
-pub(crate) async fn listed<E: Executor>(
+pub(crate) async fn listed<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     leaderboard: &LeaderboardId,
@@ -178,7 +178,7 @@ fn lines<'a>(
     Query::new(text, values)
 }
 
-async fn ranked<E: Executor, K: Key, S: Score>(
+async fn ranked<E: Executor + ?Sized, K: Key, S: Score>(
     executor: &mut E,
     schema: &Schema,
     leaderboard: &Leaderboard<K, S>,
@@ -203,7 +203,7 @@ async fn ranked<E: Executor, K: Key, S: Score>(
 
 /// Recomputes every score from the totals and marks the leaderboard ready. Returns how many lines
 /// were wrong.
-pub(crate) async fn rebuild<E: Executor>(
+pub(crate) async fn rebuild<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     leaderboard: &LeaderboardId,
@@ -213,7 +213,7 @@ pub(crate) async fn rebuild<E: Executor>(
     transact!(executor, &operation, rebuild_in(executor, schema, leaderboard, &operation))
 }
 
-async fn rebuild_in<E: Executor>(
+async fn rebuild_in<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     leaderboard: &LeaderboardId,
@@ -234,12 +234,12 @@ async fn rebuild_in<E: Executor>(
 
 /// Blocks writers of these leaderboards' counters until the transaction ends. In SQLite all writers
 /// wait anyway.
-pub(crate) async fn lock<E: Executor>(
+pub(crate) async fn lock<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     leaderboards: &[LeaderboardId],
 ) -> Result<()> {
-    if leaderboards.is_empty() || E::DIALECT != Dialect::Postgres {
+    if leaderboards.is_empty() || executor.dialect() != Dialect::Postgres {
         return Ok(());
     }
     // In the order in which batches write them.
@@ -259,7 +259,7 @@ pub(crate) async fn lock<E: Executor>(
 }
 
 /// Scores every key that has a total or a line, a page at a time. The leaderboard must be locked.
-pub(crate) async fn rescore_all<E: Executor>(
+pub(crate) async fn rescore_all<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     leaderboard: &LeaderboardId,
@@ -294,23 +294,23 @@ pub(crate) async fn rescore_all<E: Executor>(
     Ok(changed)
 }
 
-async fn listed_keys<E: Executor>(
+async fn listed_keys<E: Executor + ?Sized>(
     executor: &mut E,
     leaderboard: &LeaderboardId,
     after: Option<&KeyBuf>,
 ) -> Result<Vec<KeyBuf>> {
-    let (own, params) = own_keys(E::DIALECT, leaderboard, 1);
+    let (own, params) = own_keys(executor.dialect(), leaderboard, 1);
     let behind =
         if after.is_some() { format!("WHERE ({own}) > ({params})") } else { String::new() };
     let table = leaderboard.table_name();
     let text =
         format!(r#"SELECT {own} FROM "{table}" AS t {behind} ORDER BY {own} LIMIT {KEYS_PAGE}"#);
     let values = after.map_or(Ok(Vec::new()), |after| {
-        sql::key_values(E::DIALECT, leaderboard.counter_id(), after)
+        sql::key_values(executor.dialect(), leaderboard.counter_id(), after)
     })?;
     let mut keys = Vec::new();
     let read = executor
-        .fetch(&[Query::new(text, values)], |_, row| {
+        .fetch(&[Query::new(text, values)], &mut |_, row| {
             keys.push(read_parts(leaderboard.name(), leaderboard.parts().as_slice(), row, 0)?);
             Ok(())
         })
@@ -321,7 +321,7 @@ async fn listed_keys<E: Executor>(
 
 /// Updates leaderboards after a batch was written, whose keys are locked. Returns how many lines
 /// changed.
-pub(crate) async fn follow<E: Executor>(
+pub(crate) async fn follow<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     moved: &Moved,
@@ -337,7 +337,7 @@ pub(crate) async fn follow<E: Executor>(
 }
 
 /// Compares stored scores with the scores computed from totals, and writes those that differ.
-async fn rescore<E: Executor>(
+async fn rescore<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     leaderboard: &LeaderboardId,
@@ -349,10 +349,10 @@ async fn rescore<E: Executor>(
     let table = leaderboard.table_name();
     let prefixes: Vec<&KeyBuf> = keys.iter().collect();
     let mut queries =
-        vec![sql::read_keys(E::DIALECT, &table, leaderboard.counter_id(), "score", keys)?];
+        vec![sql::read_keys(executor.dialect(), &table, leaderboard.counter_id(), "score", keys)?];
     for counter in leaderboard.counters() {
         queries.push(sql::read_under(
-            E::DIALECT,
+            executor.dialect(),
             schema.spec(counter)?,
             leaderboard.parts().len(),
             &prefixes,
@@ -363,7 +363,7 @@ async fn rescore<E: Executor>(
     let mut totals: Vec<BTreeMap<KeyBuf, i64>> =
         vec![BTreeMap::new(); leaderboard.counters().len()];
     let read = executor
-        .fetch(&queries, |at, row| {
+        .fetch(&queries, &mut |at, row| {
             let counter = at
                 .checked_sub(1)
                 .and_then(|at| leaderboard.counters().get(at).zip(totals.get_mut(at)));
@@ -399,7 +399,7 @@ async fn rescore<E: Executor>(
     Ok((written.len() + gone.len()) as u64)
 }
 
-async fn write_lines<E: Executor>(
+async fn write_lines<E: Executor + ?Sized>(
     executor: &mut E,
     leaderboard: &LeaderboardId,
     written: &[(&KeyBuf, Cell)],
@@ -411,18 +411,19 @@ async fn write_lines<E: Executor>(
     if !written.is_empty() {
         let mut rows = Vec::with_capacity(written.len() * (width + 1));
         for (key, score) in written {
-            rows.extend(sql::key_values(E::DIALECT, leaderboard.counter_id(), key)?);
+            rows.extend(sql::key_values(executor.dialect(), leaderboard.counter_id(), key)?);
             rows.push(score_value(score));
         }
-        let column = ("score", sql::leaderboard::score_column(E::DIALECT, leaderboard));
-        let text = sql::write_keys(E::DIALECT, &table, parts, column, r#"excluded."score""#);
-        queries.push(sql::of_rows(E::DIALECT, text, rows, width + 1));
+        let column = ("score", sql::leaderboard::score_column(executor.dialect(), leaderboard));
+        let text =
+            sql::write_keys(executor.dialect(), &table, parts, column, r#"excluded."score""#);
+        queries.push(sql::of_rows(executor.dialect(), text, rows, width + 1));
     }
     if !gone.is_empty() {
-        let rows = sql::key_rows(E::DIALECT, leaderboard.counter_id(), gone)?;
+        let rows = sql::key_rows(executor.dialect(), leaderboard.counter_id(), gone)?;
         queries.push(sql::of_rows(
-            E::DIALECT,
-            sql::delete_keys(E::DIALECT, &table, parts),
+            executor.dialect(),
+            sql::delete_keys(executor.dialect(), &table, parts),
             rows,
             width,
         ));
@@ -464,7 +465,7 @@ fn score_value(score: &Cell) -> Value<'static> {
 }
 
 /// A score; `None` if the column is not a valid score.
-fn cell(row: &impl Row, index: usize) -> Option<Cell> {
+fn cell(row: &dyn Row, index: usize) -> Option<Cell> {
     match row.column(index) {
         Column::Integer(score) => Some(Cell::Integer(score)),
         Column::Bytes(bytes) => Decayed::from_bytes(&bytes).map(Cell::Decayed),

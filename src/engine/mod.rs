@@ -18,8 +18,8 @@ pub(crate) mod write;
 pub(crate) mod scripted;
 
 use crate::counter::CounterId;
-use crate::error::{Cause, Error, Result, chain};
-use crate::executor::{DriverError, ErrorKind, ErrorOf, Executor, NotCommitted, Stopped};
+use crate::error::{Error, Result, chain};
+use crate::executor::{ErrorKind, Executor, Failure, NotCommitted, Stopped};
 use crate::sql;
 
 /// Runs a call that is all of a transaction, and runs it once more if the driver has put right why
@@ -54,7 +54,7 @@ macro_rules! transact {
 pub(crate) use transact;
 
 /// The result of a future whose driver blocks: it is ready at the first poll.
-#[cfg(any(test, feature = "sqlite"))]
+#[cfg(any(test, feature = "sql"))]
 pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     match std::pin::pin!(future).poll(&mut context) {
@@ -76,12 +76,12 @@ pub(crate) enum Whose<'a> {
 }
 
 /// Translates a driver's error for the caller. Not for errors of a commit.
-pub(crate) fn failed<E: DriverError>(whose: Whose<'_>, operation: &str, error: E) -> Error {
+pub(crate) fn failed(whose: Whose<'_>, operation: &str, error: impl Into<Failure>) -> Error {
     let operation = match whose {
         Whose::Row(at) => format!("{operation}, statement {} of the application's own", at + 1),
         _ => operation.to_owned(),
     };
-    let (kind, cause) = (error.kind(), error.into_cause());
+    let Failure { kind, cause, .. } = error.into();
     let said = chain(&*cause);
     let absent = |table: String| Error::SchemaMismatch {
         table,
@@ -105,7 +105,7 @@ pub(crate) fn failed<E: DriverError>(whose: Whose<'_>, operation: &str, error: E
 }
 
 /// Translates a driver's error of an operation on the totals of a counter.
-pub(crate) fn failed_on<E: DriverError>(what: &str, counter: &CounterId, error: E) -> Error {
+pub(crate) fn failed_on(what: &str, counter: &CounterId, error: Failure) -> Error {
     failed(
         Whose::Table(&counter.table_name()),
         &format!("{what} of counter {}", counter.full_name()),
@@ -122,7 +122,7 @@ pub(crate) trait OrFailed<T> {
     fn or_failed_on(self, what: &str, counter: &CounterId) -> Result<T>;
 }
 
-impl<T, E: DriverError> OrFailed<T> for Result<T, Stopped<E>> {
+impl<T> OrFailed<T> for Result<T, Stopped> {
     fn or_failed(self, whose: Whose<'_>, operation: &str) -> Result<T> {
         self.map_err(|stopped| stopped.or(|_, error| failed(whose, operation, error)))
     }
@@ -137,13 +137,8 @@ pub(crate) const fn of_catalogue() -> Whose<'static> {
     Whose::Table(sql::CATALOGUE)
 }
 
-/// Whether a cause is an error of the driver, of this kind.
-pub(crate) fn is_kind<E: Executor>(cause: &Cause, kind: &ErrorKind) -> bool {
-    cause.downcast_ref::<ErrorOf<E>>().is_some_and(|error| error.kind() == *kind)
-}
-
 /// Begins a transaction unless the caller's is open. Returns whether the caller's is open.
-pub(crate) async fn begin<E: Executor>(
+pub(crate) async fn begin<E: Executor + ?Sized>(
     executor: &mut E,
     operation: impl FnOnce() -> String,
 ) -> Result<bool> {
@@ -162,7 +157,7 @@ pub(crate) async fn begin<E: Executor>(
 
 /// Ends what [`begin`] began, with a commit if `done` is `Ok`. Within the caller's transaction it
 /// only checks whether that is still open.
-pub(crate) async fn end<E: Executor, T>(
+pub(crate) async fn end<E: Executor + ?Sized, T>(
     executor: &mut E,
     is_nested: bool,
     operation: impl FnOnce() -> String,
@@ -182,10 +177,7 @@ pub(crate) async fn end<E: Executor, T>(
             }
             Err(NotCommitted::Unknown(error)) => {
                 executor.roll_back().await;
-                return Err(Error::Indeterminate {
-                    operation: operation(),
-                    cause: error.into_cause(),
-                });
+                return Err(Error::Indeterminate { operation: operation(), cause: error.cause });
             }
         },
     };
@@ -195,7 +187,7 @@ pub(crate) async fn end<E: Executor, T>(
 /// After failed reads, checks whether the caller's transaction was lost with them. SQLite rolls
 /// back by itself when a disk is full or fails. A statement that only reads can cause it too, since
 /// changed pages may have to be written to make room for what it reads.
-pub(crate) fn after_reads<E: Executor, T>(
+pub(crate) fn after_reads<E: Executor + ?Sized, T>(
     executor: &E,
     was_nested: bool,
     done: Result<T>,

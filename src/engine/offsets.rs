@@ -3,7 +3,7 @@
 use super::rows::text;
 use super::{OrFailed as _, Whose, after_reads, transact};
 use crate::error::{Error, Result};
-use crate::executor::{Column, Executor, Row as _};
+use crate::executor::{Column, Executor};
 use crate::sql::{self, Dialect, Query, Value};
 
 /// Refuses a stream's name that the database cannot store.
@@ -33,25 +33,25 @@ fn offset_of(stream: &str, column: &Column<'_>) -> Result<u64> {
 }
 
 /// The last applied event of a stream; 0 if there is none.
-pub(crate) async fn offset<E: Executor>(executor: &mut E, stream: &str) -> Result<u64> {
+pub(crate) async fn offset<E: Executor + ?Sized>(executor: &mut E, stream: &str) -> Result<u64> {
     let nested = executor.is_nested();
-    let query = Query::new(sql::read_offset(E::DIALECT), vec![Value::Text(stream.into())]);
+    let query = Query::new(sql::read_offset(executor.dialect()), vec![Value::Text(stream.into())]);
     let read =
         offset_by(executor, query, stream, &format!("reading the offset of stream {stream}")).await;
     after_reads(executor, nested, read)
 }
 
 /// The offset that a query returns.
-pub(crate) async fn offset_by<E: Executor>(
+pub(crate) async fn offset_by<E: Executor + ?Sized>(
     executor: &mut E,
     query: Query<'_>,
     stream: &str,
     operation: &str,
 ) -> Result<u64> {
-    check_stream(E::DIALECT, stream)?;
+    check_stream(executor.dialect(), stream)?;
     let mut last = 0;
     let read = executor
-        .fetch(&[query], |_, row| {
+        .fetch(&[query], &mut |_, row| {
             last = offset_of(stream, &row.column(0))?;
             Ok(())
         })
@@ -61,21 +61,21 @@ pub(crate) async fn offset_by<E: Executor>(
 }
 
 /// The streams after `after` and their offsets.
-pub(crate) async fn offsets<E: Executor>(
+pub(crate) async fn offsets<E: Executor + ?Sized>(
     executor: &mut E,
     after: Option<&str>,
     limit: usize,
 ) -> Result<Vec<(String, u64)>> {
-    check_stream(E::DIALECT, after.unwrap_or_default())?;
+    check_stream(executor.dialect(), after.unwrap_or_default())?;
     let nested = executor.is_nested();
     let limit = Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX));
     let query = Query::new(
-        sql::read_offsets(E::DIALECT),
+        sql::read_offsets(executor.dialect()),
         vec![Value::Text(after.unwrap_or_default().into()), limit],
     );
     let mut all = Vec::new();
     let read = executor
-        .fetch(&[query], |_, row| {
+        .fetch(&[query], &mut |_, row| {
             let stream = text(row, 0, sql::OFFSETS)?.unwrap_or_default();
             let last = offset_of(&stream, &row.column(1))?;
             all.push((stream, last));
@@ -88,23 +88,31 @@ pub(crate) async fn offsets<E: Executor>(
 }
 
 /// Drops the offset of a stream that ended, and returns it.
-pub(crate) async fn forget_offset<E: Executor>(executor: &mut E, stream: &str) -> Result<u64> {
-    check_stream(E::DIALECT, stream)?;
+pub(crate) async fn forget_offset<E: Executor + ?Sized>(
+    executor: &mut E,
+    stream: &str,
+) -> Result<u64> {
+    check_stream(executor.dialect(), stream)?;
     let operation = format!("forgetting the offset of stream {stream}");
     transact!(executor, &operation, forget_in(executor, stream, &operation))
 }
 
-async fn forget_in<E: Executor>(executor: &mut E, stream: &str, operation: &str) -> Result<u64> {
+async fn forget_in<E: Executor + ?Sized>(
+    executor: &mut E,
+    stream: &str,
+    operation: &str,
+) -> Result<u64> {
     // Read first: an offset that somebody else wrote is left alone.
-    let text = match E::DIALECT {
+    let text = match executor.dialect() {
         Dialect::Sqlite => sql::read_offset(Dialect::Sqlite),
         // Waits for a transaction that is applying the stream.
         Dialect::Postgres => format!("{} FOR UPDATE", sql::read_offset(Dialect::Postgres)),
     };
     let stream_value = || vec![Value::Text(stream.into())];
     let last = offset_by(executor, Query::new(text, stream_value()), stream, operation).await?;
-    let forgotten =
-        executor.execute(&[Query::new(sql::forget_offset(E::DIALECT), stream_value())]).await;
+    let forgotten = executor
+        .execute(&[Query::new(sql::forget_offset(executor.dialect()), stream_value())])
+        .await;
     forgotten.or_failed(Whose::Table(sql::OFFSETS), operation)?;
     Ok(last)
 }

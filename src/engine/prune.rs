@@ -6,7 +6,7 @@ use crate::batch::Batch;
 use crate::counter::{CounterId, CounterSpec};
 use crate::cutoff;
 use crate::error::{Error, Result};
-use crate::executor::{Column, Executor, Row as _};
+use crate::executor::{Column, Executor};
 use crate::key::{KeyBuf, KeyParts};
 use crate::leaderboard::LeaderboardId;
 use crate::schema::Schema;
@@ -15,7 +15,7 @@ use crate::sql::{self, Dialect, Query, Value};
 
 /// The cutoffs of these counters: the encoded last key parts below which they were pruned. With
 /// `lock`, locks them against pruning until the transaction ends.
-pub(crate) async fn cutoffs<E: Executor>(
+pub(crate) async fn cutoffs<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     counters: &[CounterId],
@@ -26,11 +26,12 @@ pub(crate) async fn cutoffs<E: Executor>(
     if prunable.is_empty() {
         return Ok(Vec::new());
     }
+    let dialect = executor.dialect();
     let query =
-        sql::read_cutoffs(E::DIALECT, prunable.iter().map(CounterId::full_name).collect(), lock);
+        sql::read_cutoffs(dialect, prunable.iter().map(CounterId::full_name).collect(), lock);
     let mut cutoffs = Vec::new();
     let read = executor
-        .fetch(&[query], |_, row| {
+        .fetch(&[query], &mut |_, row| {
             let name = text(row, 0, sql::CATALOGUE)?;
             let Some(id) = prunable.iter().find(|id| name.as_deref() == Some(&*id.full_name()))
             else {
@@ -48,7 +49,7 @@ pub(crate) async fn cutoffs<E: Executor>(
                 }
             };
             // A cutoff that is not a valid last part would keep everything, or nothing.
-            own_catalogue::suffix_value(E::DIALECT, id, &cutoff)?;
+            own_catalogue::suffix_value(dialect, id, &cutoff)?;
             cutoffs.push((*id, cutoff));
             Ok(())
         })
@@ -76,13 +77,14 @@ pub(crate) fn read_with(schema: &Schema, counters: Vec<CounterId>) -> Vec<Counte
 /// The batch without deltas below a cutoff. Reads nothing if the batch reaches no prunable counter.
 /// In PostgreSQL it also locks the cutoffs of the counters that the batch feeds: a membership that
 /// moves takes totals along, and they must not be pruned meanwhile.
-pub(crate) async fn above_cutoffs<E: Executor>(
+pub(crate) async fn above_cutoffs<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     batch: &Batch,
 ) -> Result<Batch> {
     let own = batch.ids();
-    let counters = if E::DIALECT == Dialect::Postgres { read_with(schema, own) } else { own };
+    let counters =
+        if executor.dialect() == Dialect::Postgres { read_with(schema, own) } else { own };
     let cutoffs = cutoffs(executor, schema, &counters, true).await?;
     if cutoffs.is_empty() {
         return Ok(batch.clone());
@@ -97,7 +99,7 @@ pub(crate) async fn above_cutoffs<E: Executor>(
 
 /// Drops the totals of a counter, and of its rollups by suffix, whose last part is before a cutoff.
 /// Returns how many were dropped.
-pub(crate) async fn prune<E: Executor>(
+pub(crate) async fn prune<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     counter: CounterId,
@@ -109,7 +111,7 @@ pub(crate) async fn prune<E: Executor>(
     transact!(executor, &operation, prune_family(executor, schema, &family, cutoff))
 }
 
-async fn prune_family<E: Executor>(
+async fn prune_family<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     family: &[CounterId],
@@ -119,9 +121,9 @@ async fn prune_family<E: Executor>(
     let mut moved = Vec::new();
     for id in family {
         // Checks that the cutoff is a valid last part of this counter's key.
-        own_catalogue::suffix_value(E::DIALECT, id, cutoff)?;
+        own_catalogue::suffix_value(executor.dialect(), id, cutoff)?;
         let set = Query::new(
-            sql::set_cutoff(E::DIALECT),
+            sql::set_cutoff(executor.dialect()),
             vec![Value::Bytes(cutoff.as_bytes().into()), Value::Text(id.full_name())],
         );
         let operation = format!("pruning totals of counter {}", id.full_name());
@@ -141,8 +143,8 @@ async fn prune_family<E: Executor>(
     leaderboard::lock(executor, schema, &leaderboards).await?;
     let mut gone = 0;
     for id in &moved {
-        let last = vec![own_catalogue::suffix_value(E::DIALECT, id, cutoff)?];
-        let delete = Query::new(sql::prune(E::DIALECT, schema.spec(id)?), last);
+        let last = vec![own_catalogue::suffix_value(executor.dialect(), id, cutoff)?];
+        let delete = Query::new(sql::prune(executor.dialect(), schema.spec(id)?), last);
         let deleted = executor.execute(&[delete]).await;
         let deleted = deleted.or_failed_on("pruning totals", id)?;
         gone += deleted.first().copied().unwrap_or(0);

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use super::readiness::{self, Subject};
 use super::rows::{integer, last_total, read_total};
-use super::{OrFailed as _, after_reads, is_kind, prune};
+use super::{OrFailed as _, after_reads, prune};
 use crate::counter::CounterId;
 use crate::counter::key_range::KeyRange;
 use crate::cutoff::check_range;
 use crate::error::{Error, Result};
-use crate::executor::{Column, ErrorKind, ErrorOf, Executor, Row as _, Stopped};
+use crate::executor::{Column, ErrorKind, Executor, Row, Stopped};
 use crate::key::KeyBuf;
 use crate::schema::Schema;
 use crate::sql::{self, Dialect, Query, Value};
@@ -17,13 +17,13 @@ use crate::store::pages::Sum;
 use crate::store::{TOTALS_PAGE, sum_overflow};
 
 /// The totals of these keys, in their order; 0 for a key without one.
-pub(crate) async fn read<E: Executor>(
+pub(crate) async fn read<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     counter: CounterId,
     keys: &[KeyBuf],
 ) -> Result<Vec<i64>> {
-    let query = of_keys(E::DIALECT, schema, &counter, keys)?;
+    let query = of_keys(executor.dialect(), schema, &counter, keys)?;
     let mut totals = Totals::of(&counter, keys);
     readiness::fetch(executor, Subject::Counter(schema, counter), vec![query], |_, row| {
         totals.take(row)
@@ -33,15 +33,15 @@ pub(crate) async fn read<E: Executor>(
 }
 
 /// The same, without the check for readiness.
-pub(crate) async fn read_unchecked<E: Executor>(
+pub(crate) async fn read_unchecked<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     counter: &CounterId,
     keys: &[KeyBuf],
 ) -> Result<Vec<i64>> {
-    let query = of_keys(E::DIALECT, schema, counter, keys)?;
+    let query = of_keys(executor.dialect(), schema, counter, keys)?;
     let mut totals = Totals::of(counter, keys);
-    let read = executor.fetch(&[query], |_, row| totals.take(row)).await;
+    let read = executor.fetch(&[query], &mut |_, row| totals.take(row)).await;
     read.or_failed_on("reading totals", counter)?;
     Ok(totals.in_order())
 }
@@ -73,7 +73,7 @@ impl<'k> Totals<'k> {
         Self { counter, keys, one: 0, many: BTreeMap::new() }
     }
 
-    pub(crate) fn take(&mut self, row: &impl crate::executor::Row) -> Result<()> {
+    pub(crate) fn take(&mut self, row: &dyn Row) -> Result<()> {
         if self.keys.len() == 1 {
             self.one = last_total(self.counter, row)?;
         } else {
@@ -92,14 +92,14 @@ impl<'k> Totals<'k> {
 }
 
 /// The first totals of a range, in key order.
-pub(crate) async fn range<E: Executor>(
+pub(crate) async fn range<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     counter: CounterId,
     range: &KeyRange,
     limit: usize,
 ) -> Result<Vec<(KeyBuf, i64)>> {
-    let query = sql::range(E::DIALECT, schema.spec(&counter)?, range, limit)?;
+    let query = sql::range(executor.dialect(), schema.spec(&counter)?, range, limit)?;
     let mut page = Vec::new();
     readiness::fetch(executor, Subject::Counter(schema, counter), vec![query], |_, row| {
         page.push(read_total(&counter, row)?);
@@ -110,19 +110,19 @@ pub(crate) async fn range<E: Executor>(
 }
 
 /// The same, without the check for readiness.
-pub(crate) async fn range_unchecked<E: Executor>(
+pub(crate) async fn range_unchecked<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     counter: &CounterId,
     range: &KeyRange,
     limit: usize,
 ) -> Result<Vec<(KeyBuf, i64)>> {
-    let query = sql::range(E::DIALECT, schema.spec(counter)?, range, limit)?;
+    let query = sql::range(executor.dialect(), schema.spec(counter)?, range, limit)?;
     keyed_totals(executor, counter, &query, "reading totals").await
 }
 
 /// The keys and totals that a query returns.
-pub(crate) async fn keyed_totals<E: Executor>(
+pub(crate) async fn keyed_totals<E: Executor + ?Sized>(
     executor: &mut E,
     counter: &CounterId,
     query: &Query<'_>,
@@ -130,7 +130,7 @@ pub(crate) async fn keyed_totals<E: Executor>(
 ) -> Result<Vec<(KeyBuf, i64)>> {
     let mut totals = Vec::new();
     let read = executor
-        .fetch(std::slice::from_ref(query), |_, row| {
+        .fetch(std::slice::from_ref(query), &mut |_, row| {
             totals.push(read_total(counter, row)?);
             Ok(())
         })
@@ -140,13 +140,13 @@ pub(crate) async fn keyed_totals<E: Executor>(
 }
 
 /// Whether a query returns a row.
-pub(crate) async fn any<E: Executor>(
+pub(crate) async fn any<E: Executor + ?Sized>(
     executor: &mut E,
     query: &Query<'_>,
-) -> Result<bool, Stopped<ErrorOf<E>>> {
+) -> Result<bool, Stopped> {
     let mut any = false;
     executor
-        .fetch(std::slice::from_ref(query), |_, _| {
+        .fetch(std::slice::from_ref(query), &mut |_, _| {
             any = true;
             Ok(())
         })
@@ -155,13 +155,13 @@ pub(crate) async fn any<E: Executor>(
 }
 
 /// The sum of the totals of a range.
-pub(crate) async fn sum<E: Executor>(
+pub(crate) async fn sum<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     counter: CounterId,
     range: &KeyRange,
 ) -> Result<i64> {
-    let query = sql::sum(E::DIALECT, schema.spec(&counter)?, range)?;
+    let query = sql::sum(executor.dialect(), schema.spec(&counter)?, range)?;
     let mut sum = None;
     let summed =
         readiness::fetch(executor, Subject::Counter(schema, counter), vec![query], |_, row| {
@@ -182,7 +182,7 @@ pub(crate) async fn sum<E: Executor>(
     let sum = match summed {
         Ok(()) => sum.unwrap_or(0),
         // Only an intermediate sum may have left 64 bits.
-        Err(Error::Database { cause, .. }) if is_kind::<E>(&cause, &ErrorKind::Overflow) => {
+        Err(Error::Database { cause, .. }) if executor.kind_of(&cause) == ErrorKind::Overflow => {
             sum_by_pages(executor, schema, counter, range).await?
         }
         Err(error) => return Err(error),
@@ -196,7 +196,7 @@ pub(crate) async fn sum<E: Executor>(
     Ok(sum)
 }
 
-async fn sum_by_pages<E: Executor>(
+async fn sum_by_pages<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     counter: CounterId,
@@ -211,17 +211,17 @@ async fn sum_by_pages<E: Executor>(
 }
 
 /// How many totals are not 0, counted up to `most`.
-pub(crate) async fn count_non_zero<E: Executor>(
+pub(crate) async fn count_non_zero<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     counter: &CounterId,
     most: u64,
 ) -> Result<u64> {
-    let text = sql::count_non_zero(E::DIALECT, schema.spec(counter)?);
+    let text = sql::count_non_zero(executor.dialect(), schema.spec(counter)?);
     let query = Query::new(text, vec![Value::Integer(i64::try_from(most).unwrap_or(i64::MAX))]);
     let mut count = 0;
     let read = executor
-        .fetch(&[query], |_, row| {
+        .fetch(&[query], &mut |_, row| {
             count = integer(row, 0, &counter.table_name())?;
             Ok(())
         })

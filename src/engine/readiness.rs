@@ -7,7 +7,7 @@ use super::rows;
 use super::{OrFailed as _, Whose, after_reads, failed, of_catalogue, tables};
 use crate::counter::CounterId;
 use crate::error::{Error, Result};
-use crate::executor::{Executor, RowOf};
+use crate::executor::{Executor, Row};
 use crate::leaderboard::LeaderboardId;
 use crate::schema::Schema;
 use crate::sql::own_catalogue::Known;
@@ -50,17 +50,17 @@ impl Subject<'_> {
 /// Runs queries about a counter or leaderboard if it is ready, and passes each row with the
 /// position of its query to `each`. The check is the first query of the same round trip. That is
 /// enough, because what is ready stays ready.
-pub(crate) async fn fetch<E: Executor>(
+pub(crate) async fn fetch<E: Executor + ?Sized>(
     executor: &mut E,
     subject: Subject<'_>,
     queries: Vec<Query<'_>>,
-    mut each: impl FnMut(usize, &RowOf<'_, E>) -> Result<()> + Send,
+    mut each: impl FnMut(usize, &dyn Row) -> Result<()> + Send,
 ) -> Result<()> {
-    let look = Query::new(sql::unready(E::DIALECT), Vec::new()).single();
+    let look = Query::new(sql::unready(executor.dialect()), Vec::new()).single();
     let all: Vec<Query<'_>> = std::iter::once(look).chain(queries).collect();
     let nested = executor.is_nested();
     let done = executor
-        .fetch(&all, |at, row| match at.checked_sub(1) {
+        .fetch(&all, &mut |at, row| match at.checked_sub(1) {
             Some(at) => each(at, row),
             None => refuse_unready(&subject, rows::text(row, 0, sql::CATALOGUE)?.as_deref()),
         })
@@ -95,7 +95,7 @@ fn refuse_unready(subject: &Subject<'_>, unready: Option<&str>) -> Result<()> {
 
 /// Whether the database has a counter and everything that it sums, and all of it is ready to be
 /// read.
-pub(crate) async fn is_ready<E: Executor>(
+pub(crate) async fn is_ready<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     counter: CounterId,
@@ -108,14 +108,14 @@ pub(crate) async fn is_ready<E: Executor>(
     Ok(needs.iter().all(is_ready))
 }
 
-async fn catalogue<E: Executor>(executor: &mut E) -> Result<Vec<Known>> {
+async fn catalogue<E: Executor + ?Sized>(executor: &mut E) -> Result<Vec<Known>> {
     let nested = executor.is_nested();
     let known = tables::catalogue(executor).await;
     after_reads(executor, nested, known)
 }
 
 /// The counters of the schema that need a backfill, in the order of names.
-pub(crate) async fn unready<E: Executor>(
+pub(crate) async fn unready<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
 ) -> Result<Vec<CounterId>> {
@@ -127,8 +127,12 @@ pub(crate) async fn unready<E: Executor>(
 }
 
 /// Marks a counter as ready, in the current transaction.
-pub(crate) async fn set_ready<E: Executor>(executor: &mut E, counter: &CounterId) -> Result<()> {
-    let set = Query::new(sql::set_ready(E::DIALECT), vec![Value::Text(counter.full_name())]);
+pub(crate) async fn set_ready<E: Executor + ?Sized>(
+    executor: &mut E,
+    counter: &CounterId,
+) -> Result<()> {
+    let set =
+        Query::new(sql::set_ready(executor.dialect()), vec![Value::Text(counter.full_name())]);
     let operation = format!("ending the backfill of counter {}", counter.full_name());
     let set = executor.execute(&[set]).await;
     let set = set.or_failed(of_catalogue(), &operation)?;

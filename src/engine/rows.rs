@@ -7,7 +7,7 @@ use crate::key::{KeyBuf, KeyError, KeyPart};
 use crate::sql::{self, Value};
 
 /// Reads a key's columns, starting at column `first`.
-pub(crate) fn read_key(counter: &CounterId, row: &impl Row, first: usize) -> Result<KeyBuf> {
+pub(crate) fn read_key(counter: &CounterId, row: &dyn Row, first: usize) -> Result<KeyBuf> {
     read_parts(counter.name(), counter.parts().as_slice(), row, first)
 }
 
@@ -15,7 +15,7 @@ pub(crate) fn read_key(counter: &CounterId, row: &impl Row, first: usize) -> Res
 pub(crate) fn read_parts(
     name: &'static str,
     parts: &[KeyPart],
-    row: &impl Row,
+    row: &dyn Row,
     first: usize,
 ) -> Result<KeyBuf> {
     let mut key = KeyBuf::new();
@@ -41,19 +41,19 @@ pub(crate) fn read_parts(
 }
 
 /// The columns of a key that could not be read, for the error's text.
-fn raw_text(row: &impl Row, first: usize, parts: usize) -> String {
+fn raw_text(row: &dyn Row, first: usize, parts: usize) -> String {
     let text =
         (first..first + parts).map(|at| row.column(at).to_string()).collect::<Vec<_>>().join(", ");
     if parts == 1 { text } else { format!("({text})") }
 }
 
 /// Reads a key and, in the last column, its total.
-pub(crate) fn read_total(counter: &CounterId, row: &impl Row) -> Result<(KeyBuf, i64)> {
+pub(crate) fn read_total(counter: &CounterId, row: &dyn Row) -> Result<(KeyBuf, i64)> {
     Ok((read_key(counter, row, 0)?, last_total(counter, row)?))
 }
 
 /// Reads the total in the last column. Only an error costs the table's name, not every row.
-pub(crate) fn last_total(counter: &CounterId, row: &impl Row) -> Result<i64> {
+pub(crate) fn last_total(counter: &CounterId, row: &dyn Row) -> Result<i64> {
     match row.column(row.len().saturating_sub(1)) {
         Column::Integer(total) => Ok(total),
         other => Err(foreign(&counter.table_name(), &other)),
@@ -61,7 +61,7 @@ pub(crate) fn last_total(counter: &CounterId, row: &impl Row) -> Result<i64> {
 }
 
 /// An integer from a table of keepcount.
-pub(crate) fn integer(row: &impl Row, index: usize, table: &str) -> Result<i64> {
+pub(crate) fn integer(row: &dyn Row, index: usize, table: &str) -> Result<i64> {
     match row.column(index) {
         Column::Integer(value) => Ok(value),
         other => Err(foreign(table, &other)),
@@ -69,7 +69,7 @@ pub(crate) fn integer(row: &impl Row, index: usize, table: &str) -> Result<i64> 
 }
 
 /// A text from a table of keepcount; `None` for NULL.
-pub(crate) fn text(row: &impl Row, index: usize, table: &str) -> Result<Option<String>> {
+pub(crate) fn text(row: &dyn Row, index: usize, table: &str) -> Result<Option<String>> {
     match row.column(index) {
         Column::Null => Ok(None),
         Column::Text(text) => Ok(Some(text.into_owned())),

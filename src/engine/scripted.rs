@@ -9,7 +9,8 @@ use std::fmt;
 use super::{leaderboard, now, read, sweep_zeros, tables, write};
 use crate::error::{Cause, Error, Result};
 use crate::executor::{
-    Column, Driver, DriverError, ErrorKind, Executor, NotCommitted, Reading, Row, Stopped,
+    Column, Driver, Each, EachOf, ErrorKind, Executor, Failure, NotCommitted, Reader, Reading,
+    Reply, Row, Stopped,
 };
 use crate::leaderboard::Leaderboard;
 use crate::sql::{Dialect, Query};
@@ -36,13 +37,9 @@ impl fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
-impl DriverError for Refused {
-    fn kind(&self) -> ErrorKind {
-        self.0.clone()
-    }
-
-    fn into_cause(self) -> Cause {
-        self.into()
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        Self { kind: refused.0.clone(), fault: None, cause: refused.into() }
     }
 }
 
@@ -56,6 +53,10 @@ impl Row for Line {
     fn column(&self, index: usize) -> Column<'_> {
         self.0.get(index).cloned().unwrap_or(Column::Null)
     }
+
+    fn read(&self, reader: &Reader, to: &mut Batch) -> Result<(), Cause> {
+        reader.read::<Scripted>(self, to)
+    }
 }
 
 /// The answer to the next query whose text begins with this prefix.
@@ -68,7 +69,7 @@ pub(crate) struct Script<const POSTGRES: bool> {
     nested: bool,
     pub(crate) ran: Vec<String>,
     answers: VecDeque<Answer>,
-    commit: Option<NotCommitted<Refused>>,
+    commit: Option<NotCommitted>,
     cannot_roll_back: bool,
     /// How many rows were scanned.
     pub(crate) scanned: usize,
@@ -105,44 +106,28 @@ impl<const POSTGRES: bool> Script<POSTGRES> {
     }
 }
 
-pub(crate) enum Scripted<const POSTGRES: bool> {}
+pub(crate) enum Scripted {}
 
-impl<const POSTGRES: bool> Driver for Scripted<POSTGRES> {
-    const DIALECT: Dialect = if POSTGRES { Dialect::Postgres } else { Dialect::Sqlite };
+impl Driver for Scripted {
     type Row<'r> = Line;
-    type Error = Refused;
 }
 
-impl<const POSTGRES: bool> Executor for Script<POSTGRES> {
-    type Driver = Scripted<POSTGRES>;
+fn failed_at(query: usize) -> impl FnOnce(Refused) -> Stopped {
+    move |refused| Stopped::Failed { query, row: 0, error: refused.into() }
+}
 
-    fn is_nested(&self) -> bool {
-        self.nested
-    }
-
-    async fn fetch(
-        &mut self,
-        queries: &[Query<'_>],
-        mut each: impl FnMut(usize, &Line) -> Result<()> + Send,
-    ) -> Result<(), Stopped<Refused>> {
+impl<const POSTGRES: bool> Script<POSTGRES> {
+    fn fetched(&mut self, queries: &[Query<'_>], each: &mut EachOf<'_>) -> Result<(), Stopped> {
         for (query, text) in queries.iter().enumerate() {
-            for line in
-                self.answer(text).map_err(|error| Stopped::Failed { query, row: 0, error })?
-            {
+            for line in self.answer(text).map_err(failed_at(query))? {
                 each(query, &Line(line)).map_err(Stopped::Refused)?;
             }
         }
         Ok(())
     }
 
-    async fn scan(
-        &mut self,
-        query: &Query<'_>,
-        mut each: impl FnMut(&Line) -> Result<bool> + Send,
-    ) -> Result<(), Stopped<Refused>> {
-        for line in
-            self.answer(query).map_err(|error| Stopped::Failed { query: 0, row: 0, error })?
-        {
+    fn scanned(&mut self, query: &Query<'_>, each: &mut Each<'_>) -> Result<(), Stopped> {
+        for line in self.answer(query).map_err(failed_at(0))? {
             self.scanned += 1;
             if !each(&Line(line)).map_err(Stopped::Refused)? {
                 break;
@@ -151,11 +136,10 @@ impl<const POSTGRES: bool> Executor for Script<POSTGRES> {
         Ok(())
     }
 
-    async fn execute(&mut self, queries: &[Query<'_>]) -> Result<Vec<u64>, Stopped<Refused>> {
+    fn executed(&mut self, queries: &[Query<'_>]) -> Result<Vec<u64>, Stopped> {
         let mut written = Vec::new();
         for (query, text) in queries.iter().enumerate() {
-            let rows =
-                self.answer(text).map_err(|error| Stopped::Failed { query, row: 0, error })?;
+            let rows = self.answer(text).map_err(failed_at(query))?;
             // An answer with a row means that nothing was written.
             if !rows.is_empty() && text.rows().any(|row| text.is_skipped(row, 0)) {
                 return Err(Stopped::Skipped { query, row: 0 });
@@ -164,32 +148,71 @@ impl<const POSTGRES: bool> Executor for Script<POSTGRES> {
         }
         Ok(written)
     }
+}
 
-    async fn run(&mut self, script: &str) -> Result<(), Refused> {
-        self.answer(&Query::new(script, Vec::new())).map(drop)
+impl<const POSTGRES: bool> Executor for Script<POSTGRES> {
+    fn dialect(&self) -> Dialect {
+        if POSTGRES { Dialect::Postgres } else { Dialect::Sqlite }
     }
 
-    async fn begin(&mut self) -> Result<(), Refused> {
-        self.run("BEGIN").await
+    fn kind_of(&self, cause: &Cause) -> ErrorKind {
+        let refused = cause.downcast_ref::<Refused>();
+        refused.map_or(ErrorKind::Other, |refused| refused.0.clone())
     }
 
-    async fn begin_read(&mut self, reading: Reading<'_>) -> Result<(), Refused> {
-        self.run(&format!("BEGIN; {}", reading.script)).await
+    fn is_nested(&self) -> bool {
+        self.nested
     }
 
-    async fn is_idle(&mut self) -> Result<bool, Refused> {
-        Ok(!self.nested)
+    fn fetch<'x>(
+        &'x mut self,
+        queries: &'x [Query<'_>],
+        each: &'x mut EachOf<'_>,
+    ) -> Reply<'x, Result<(), Stopped>> {
+        Reply::now(self.fetched(queries, each))
     }
 
-    async fn commit(&mut self) -> Result<(), NotCommitted<Refused>> {
+    fn scan<'x>(
+        &'x mut self,
+        query: &'x Query<'_>,
+        each: &'x mut Each<'_>,
+    ) -> Reply<'x, Result<(), Stopped>> {
+        Reply::now(self.scanned(query, each))
+    }
+
+    fn execute<'x>(&'x mut self, queries: &'x [Query<'_>]) -> Reply<'x, Result<Vec<u64>, Stopped>> {
+        Reply::now(self.executed(queries))
+    }
+
+    fn run<'x>(&'x mut self, script: &'x str) -> Reply<'x, Result<(), Failure>> {
+        let answer = self.answer(&Query::new(script, Vec::new()));
+        Reply::now(answer.map(drop).map_err(Into::into))
+    }
+
+    fn begin(&mut self) -> Reply<'_, Result<(), Failure>> {
+        self.run("BEGIN")
+    }
+
+    fn begin_read<'x>(&'x mut self, reading: Reading<'x>) -> Reply<'x, Result<(), Failure>> {
+        let begun = self.answer(&Query::new(format!("BEGIN; {}", reading.script), Vec::new()));
+        Reply::now(begun.map(drop).map_err(Into::into))
+    }
+
+    fn is_idle(&mut self) -> Reply<'_, Result<bool, Failure>> {
+        Reply::now(Ok(!self.nested))
+    }
+
+    fn commit(&mut self) -> Reply<'_, Result<(), NotCommitted>> {
         self.ran.push("COMMIT".to_owned());
-        self.commit.take().map_or(Ok(()), Err)
+        Reply::now(self.commit.take().map_or(Ok(()), Err))
     }
 
-    async fn roll_back(&mut self) -> bool {
+    fn roll_back(&mut self) -> Reply<'_, bool> {
         self.ran.push("ROLLBACK".to_owned());
-        !self.cannot_roll_back
+        Reply::now(!self.cannot_roll_back)
     }
+
+    fn finish(&mut self) {}
 }
 
 fn votes(keys: impl IntoIterator<Item = i64>) -> Batch {
@@ -300,8 +323,11 @@ fn what_fails_in_a_transaction_of_its_own_is_rolled_back_and_may_be_tried_again(
 #[test]
 fn an_error_says_what_stands() {
     for (commit, rolls_back) in [(true, true), (false, true), (true, false), (false, false)] {
-        let refused =
-            if commit { NotCommitted::Refused(busy()) } else { NotCommitted::Unknown(busy()) };
+        let refused = if commit {
+            NotCommitted::Refused(busy().into())
+        } else {
+            NotCommitted::Unknown(busy().into())
+        };
         let mut script = Script::<true> {
             commit: Some(refused),
             cannot_roll_back: !rolls_back,

@@ -2,14 +2,14 @@
 
 use super::{OrFailed as _, Whose, after_reads, failed, read, transact};
 use crate::error::{Error, Result};
-use crate::executor::{Column, Executor, Row as _};
+use crate::executor::{Column, Executor};
 use crate::key::KeyBuf;
 use crate::schema::Schema;
 use crate::sql::{self, Dialect, LockKey, Query};
 use crate::store::sweep_zeros::{Page, Sweep, Swept};
 
 /// Removes a bounded part of the rows that no longer mean anything.
-pub(crate) async fn sweep<E: Executor>(
+pub(crate) async fn sweep<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     sweep: &mut Sweep,
@@ -28,7 +28,7 @@ pub(crate) async fn sweep<E: Executor>(
         swept.looked += totals.len() as u64;
         sweep.passed(&page, totals.len(), last);
     }
-    swept.complete = sweep.is_through(schema) && E::DIALECT == Dialect::Sqlite;
+    swept.complete = sweep.is_through(schema) && executor.dialect() == Dialect::Sqlite;
     while sweep.is_through(schema) && !swept.complete {
         let Some((after, limit)) = sweep.locks(&swept) else { break };
         let after = after.cloned();
@@ -49,19 +49,19 @@ pub(crate) async fn sweep<E: Executor>(
 
 /// Removes the zeros of a page that was read up to its last key. Totals that became 0 since are
 /// removed too; totals that are no longer 0 stay.
-async fn remove_zeros_of<E: Executor>(
+async fn remove_zeros_of<E: Executor + ?Sized>(
     executor: &mut E,
     page: &Page,
     last: Option<&KeyBuf>,
 ) -> Result<u64> {
     let Some(last) = last else { return Ok(0) };
     let range = page.range.clone().up_to(last);
-    let query = sql::remove_zeros_of(E::DIALECT, page.spec, &range)?;
+    let query = sql::remove_zeros_of(executor.dialect(), page.spec, &range)?;
     let operation = format!("removing totals of 0 of counter {}", page.spec.id().full_name());
     remove(executor, query, &page.spec.table_name(), &operation).await
 }
 
-async fn locks<E: Executor>(
+async fn locks<E: Executor + ?Sized>(
     executor: &mut E,
     after: Option<&LockKey>,
     limit: usize,
@@ -69,7 +69,7 @@ async fn locks<E: Executor>(
     let query = sql::locks(after, limit);
     let mut locks = Vec::new();
     let read = executor
-        .fetch(&[query], |_, row| match (row.column(0), row.column(1), row.column(2)) {
+        .fetch(&[query], &mut |_, row| match (row.column(0), row.column(1), row.column(2)) {
             (Column::Text(of), Column::Integer(level), Column::Bytes(key)) => {
                 locks.push((of.into_owned(), level, key.into_owned()));
                 Ok(())
@@ -87,7 +87,7 @@ async fn locks<E: Executor>(
 /// Removes rows of one page in a transaction that sees what is committed, whatever the session's
 /// default is. Above READ COMMITTED, a row that another transaction changed meanwhile would make it
 /// fail.
-async fn remove<E: Executor>(
+async fn remove<E: Executor + ?Sized>(
     executor: &mut E,
     query: Query<'_>,
     table: &str,
@@ -96,13 +96,13 @@ async fn remove<E: Executor>(
     transact!(executor, operation, remove_in(executor, &query, table, operation))
 }
 
-async fn remove_in<E: Executor>(
+async fn remove_in<E: Executor + ?Sized>(
     executor: &mut E,
     query: &Query<'_>,
     table: &str,
     operation: &str,
 ) -> Result<u64> {
-    if E::DIALECT == Dialect::Postgres {
+    if executor.dialect() == Dialect::Postgres {
         let set = executor.run("SET TRANSACTION ISOLATION LEVEL READ COMMITTED").await;
         set.map_err(|error| failed(Whose::Connection, operation, error))?;
     }

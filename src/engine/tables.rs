@@ -4,7 +4,7 @@
 use super::rows::{integer, text};
 use super::{OrFailed as _, Whose, after_reads, failed, of_catalogue, transact};
 use crate::error::{Error, Result};
-use crate::executor::{DriverError, ErrorKind, Executor, Stopped};
+use crate::executor::{ErrorKind, Executor, Failure, Stopped};
 use crate::key::KeyParts;
 use crate::leaderboard::LeaderboardId;
 use crate::schema::Schema;
@@ -17,7 +17,7 @@ const MAX_NAME: usize = 63;
 
 /// Creates what is missing and checks what exists. With `rows`, the application already has rows,
 /// so no new counter is ready.
-pub(crate) async fn create<E: Executor>(
+pub(crate) async fn create<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     rows: bool,
@@ -29,9 +29,13 @@ pub(crate) async fn create<E: Executor>(
     transact!(executor, operation, create_all(executor, schema, rows))
 }
 
-async fn create_all<E: Executor>(executor: &mut E, schema: &Schema, rows: bool) -> Result<()> {
-    check_names(E::DIALECT, schema)?;
-    if E::DIALECT == Dialect::Postgres {
+async fn create_all<E: Executor + ?Sized>(
+    executor: &mut E,
+    schema: &Schema,
+    rows: bool,
+) -> Result<()> {
+    check_names(executor.dialect(), schema)?;
+    if executor.dialect() == Dialect::Postgres {
         // "IF NOT EXISTS" fails in the second of two concurrent transactions, so a lock guards it:
         // one number for all that keepcount creates.
         make(executor, "SELECT pg_advisory_xact_lock(7809644625271157621)").await?;
@@ -46,13 +50,13 @@ async fn create_all<E: Executor>(executor: &mut E, schema: &Schema, rows: bool) 
         };
     }
     let own = [sql::create_catalogue, sql::create_offsets, sql::create_runs]
-        .map(|create| create(E::DIALECT));
-    for text in own.into_iter().chain(sql::create_locks(E::DIALECT)) {
+        .map(|create| create(executor.dialect()));
+    for text in own.into_iter().chain(sql::create_locks(executor.dialect())) {
         make(executor, &text).await?;
     }
     // A table of that name that is not keepcount's is named before anything is made on it.
     let known = catalogue(executor).await?;
-    make(executor, &sql::create_unready(E::DIALECT)).await?;
+    make(executor, &sql::create_unready(executor.dialect())).await?;
     for spec in schema.counters() {
         if let Some(known) = known.iter().find(|known| known.row.name == spec.id().full_name()) {
             if spec.only_became_prunable(&known.row.placement) {
@@ -61,7 +65,7 @@ async fn create_all<E: Executor>(executor: &mut E, schema: &Schema, rows: bool) 
             continue;
         }
         refuse_foreign(executor, &spec.table_name(), "counter").await?;
-        make(executor, &sql::create(E::DIALECT, spec)).await?;
+        make(executor, &sql::create(executor.dialect(), spec)).await?;
         make(executor, &sql::enlist(spec, fresh && !rows)).await?;
         if let Some(text) = sql::take_over_cutoff(spec) {
             make(executor, &text).await?;
@@ -73,7 +77,7 @@ async fn create_all<E: Executor>(executor: &mut E, schema: &Schema, rows: bool) 
         // other.
         let child = schema.child_parts(&spec.id());
         if let (Some(child), None) = (child, kind_of(executor, &sql::by_parent(spec)).await?) {
-            make(executor, &sql::create_by_parent(E::DIALECT, spec, child)).await?;
+            make(executor, &sql::create_by_parent(executor.dialect(), spec, child)).await?;
         }
     }
     for leaderboard in schema.leaderboard_ids() {
@@ -81,18 +85,22 @@ async fn create_all<E: Executor>(executor: &mut E, schema: &Schema, rows: bool) 
             continue;
         }
         refuse_foreign(executor, &leaderboard.table_name(), "leaderboard").await?;
-        for text in sql::leaderboard::ddl(E::DIALECT, leaderboard, fresh) {
+        for text in sql::leaderboard::ddl(executor.dialect(), leaderboard, fresh) {
             make(executor, &text).await?;
         }
     }
     check_all(executor, schema).await
 }
 
-async fn make<E: Executor>(executor: &mut E, text: &str) -> Result<()> {
+async fn make<E: Executor + ?Sized>(executor: &mut E, text: &str) -> Result<()> {
     executor.run(text).await.map_err(|error| failed(Whose::Connection, "making tables", error))
 }
 
-async fn refuse_foreign<E: Executor>(executor: &mut E, table: &str, whose: &str) -> Result<()> {
+async fn refuse_foreign<E: Executor + ?Sized>(
+    executor: &mut E,
+    table: &str,
+    whose: &str,
+) -> Result<()> {
     match kind_of(executor, table).await? {
         None => Ok(()),
         Some(_) => Err(Error::SchemaMismatch {
@@ -103,14 +111,14 @@ async fn refuse_foreign<E: Executor>(executor: &mut E, table: &str, whose: &str)
 }
 
 /// Compares the catalogue and the tables with the schema.
-pub(crate) async fn check<E: Executor>(executor: &mut E, schema: &Schema) -> Result<()> {
+pub(crate) async fn check<E: Executor + ?Sized>(executor: &mut E, schema: &Schema) -> Result<()> {
     let nested = executor.is_nested();
     let checked = check_all(executor, schema).await;
     after_reads(executor, nested, checked)
 }
 
-async fn check_all<E: Executor>(executor: &mut E, schema: &Schema) -> Result<()> {
-    check_names(E::DIALECT, schema)?;
+async fn check_all<E: Executor + ?Sized>(executor: &mut E, schema: &Schema) -> Result<()> {
+    check_names(executor.dialect(), schema)?;
     check_journal(executor).await?;
     if kind_of(executor, sql::CATALOGUE).await?.is_none() {
         return Err(Error::SchemaMismatch {
@@ -126,13 +134,18 @@ async fn check_all<E: Executor>(executor: &mut E, schema: &Schema) -> Result<()>
         let id = spec.id();
         let table = spec.table_name();
         check_row(&known, "counter", &CatalogueRow::of(spec), &table)?;
-        check_keyed(executor, &table, id.parts(), ("total", sql::column_kind(E::DIALECT, None)))
-            .await?;
+        check_keyed(
+            executor,
+            &table,
+            id.parts(),
+            ("total", sql::column_kind(executor.dialect(), None)),
+        )
+        .await?;
         if schema.child_parts(&id).is_some() {
             check_index(executor, table, &sql::by_parent(spec)).await?;
         }
     }
-    for (table, columns) in sql::own_tables(E::DIALECT) {
+    for (table, columns) in sql::own_tables(executor.dialect()) {
         check_table(executor, table, &columns, true).await?;
     }
     own_catalogue::check_others(schema, &known, "the store's drop_counter()")?;
@@ -143,7 +156,7 @@ async fn check_all<E: Executor>(executor: &mut E, schema: &Schema) -> Result<()>
             executor,
             &table,
             leaderboard.parts(),
-            ("score", sql::leaderboard::score_column(E::DIALECT, leaderboard)),
+            ("score", sql::leaderboard::score_column(executor.dialect(), leaderboard)),
         )
         .await?;
         let index = format!("{table}_order");
@@ -162,7 +175,7 @@ fn not_in_catalogue(what: &str, name: &str, table: String) -> Error {
 
 /// After an update of the catalogue: refuses one that wrote nothing because there is no row for
 /// this counter or leaderboard.
-pub(crate) async fn check_updated<E: Executor>(
+pub(crate) async fn check_updated<E: Executor + ?Sized>(
     executor: &mut E,
     written: &[u64],
     (what, name): (&str, &str),
@@ -188,7 +201,11 @@ fn check_row(known: &[Known], what: &str, wanted: &CatalogueRow, table: &str) ->
     }
 }
 
-async fn check_index<E: Executor>(executor: &mut E, table: String, index: &str) -> Result<()> {
+async fn check_index<E: Executor + ?Sized>(
+    executor: &mut E,
+    table: String,
+    index: &str,
+) -> Result<()> {
     if kind_of(executor, index).await?.as_deref() == Some("index") {
         return Ok(());
     }
@@ -198,7 +215,7 @@ async fn check_index<E: Executor>(executor: &mut E, table: String, index: &str) 
     })
 }
 
-async fn check_keyed<E: Executor>(
+async fn check_keyed<E: Executor + ?Sized>(
     executor: &mut E,
     table: &str,
     parts: KeyParts,
@@ -207,7 +224,7 @@ async fn check_keyed<E: Executor>(
     check_table(
         executor,
         table,
-        &table_descriptions::keyed(E::DIALECT, parts, last),
+        &table_descriptions::keyed(executor.dialect(), parts, last),
         table_descriptions::has_texts(parts),
     )
     .await
@@ -215,7 +232,7 @@ async fn check_keyed<E: Executor>(
 
 /// Refuses a table that does not have exactly these columns, or that could write something else
 /// than it is told.
-async fn check_table<E: Executor>(
+async fn check_table<E: Executor + ?Sized>(
     executor: &mut E,
     table: &str,
     wanted: &[String],
@@ -227,7 +244,7 @@ async fn check_table<E: Executor>(
         Some(other) => return schema(format!("it is a {other}, not a table")),
         None => return schema("it is absent; the store's create() makes it".to_owned()),
     }
-    let columns = said(executor, table_descriptions::columns_of(E::DIALECT, table)).await?;
+    let columns = said(executor, table_descriptions::columns_of(executor.dialect(), table)).await?;
     if columns != wanted {
         return schema(format!(
             "its columns are ({}), not ({})",
@@ -238,8 +255,12 @@ async fn check_table<E: Executor>(
     refuse_faults(executor, table, texts).await
 }
 
-async fn refuse_faults<E: Executor>(executor: &mut E, table: &str, texts: bool) -> Result<()> {
-    for query in table_descriptions::faults(E::DIALECT, table, texts) {
+async fn refuse_faults<E: Executor + ?Sized>(
+    executor: &mut E,
+    table: &str,
+    texts: bool,
+) -> Result<()> {
+    for query in table_descriptions::faults(executor.dialect(), table, texts) {
         if let Some(reason) = said(executor, query).await?.into_iter().next() {
             return Err(Error::SchemaMismatch { table: table.to_owned(), reason });
         }
@@ -249,8 +270,8 @@ async fn refuse_faults<E: Executor>(executor: &mut E, table: &str, texts: bool) 
 
 /// Refuses a SQLite connection that cannot roll back: a batch that fails midway would stay half
 /// applied, or damage the file.
-async fn check_journal<E: Executor>(executor: &mut E) -> Result<()> {
-    if E::DIALECT != Dialect::Sqlite {
+async fn check_journal<E: Executor + ?Sized>(executor: &mut E) -> Result<()> {
+    if executor.dialect() != Dialect::Sqlite {
         return Ok(());
     }
     let mode = said(executor, Query::new("PRAGMA main.journal_mode", Vec::new())).await?;
@@ -284,8 +305,8 @@ fn check_names(dialect: Dialect, schema: &Schema) -> Result<()> {
 
 /// The reason, if PostgreSQL's catalogue is in another schema than the one in which tables would be
 /// created.
-async fn elsewhere<E: Executor>(executor: &mut E) -> Result<Option<String>> {
-    match E::DIALECT {
+async fn elsewhere<E: Executor + ?Sized>(executor: &mut E) -> Result<Option<String>> {
+    match executor.dialect() {
         Dialect::Sqlite => Ok(None),
         Dialect::Postgres => {
             Ok(said(executor, table_descriptions::elsewhere()).await?.into_iter().next())
@@ -294,15 +315,18 @@ async fn elsewhere<E: Executor>(executor: &mut E) -> Result<Option<String>> {
 }
 
 /// The kind of object that a name stands for, if any.
-async fn kind_of<E: Executor>(executor: &mut E, name: &str) -> Result<Option<String>> {
-    Ok(said(executor, table_descriptions::kind_of(E::DIALECT, name)).await?.into_iter().next())
+async fn kind_of<E: Executor + ?Sized>(executor: &mut E, name: &str) -> Result<Option<String>> {
+    Ok(said(executor, table_descriptions::kind_of(executor.dialect(), name))
+        .await?
+        .into_iter()
+        .next())
 }
 
 /// The texts that a query about the schema returns.
-async fn said<E: Executor>(executor: &mut E, query: Query<'_>) -> Result<Vec<String>> {
+async fn said<E: Executor + ?Sized>(executor: &mut E, query: Query<'_>) -> Result<Vec<String>> {
     let mut texts = Vec::new();
     let read = executor
-        .fetch(&[query], |_, row| {
+        .fetch(&[query], &mut |_, row| {
             texts.extend(text(row, 0, "of the database's schema tables")?);
             Ok(())
         })
@@ -313,7 +337,7 @@ async fn said<E: Executor>(executor: &mut E, query: Query<'_>) -> Result<Vec<Str
 
 /// The catalogue's rows, in the order of names. It names every column, although nothing here reads
 /// the cutoff: a catalogue without one is of another build, and is refused.
-pub(crate) async fn catalogue<E: Executor>(executor: &mut E) -> Result<Vec<Known>> {
+pub(crate) async fn catalogue<E: Executor + ?Sized>(executor: &mut E) -> Result<Vec<Known>> {
     let query = Query::new(
         format!(
             r#"SELECT c."name", c."key", c."version", c."placement", c."identity", c."ready", c."cutoff" FROM "{}" AS c ORDER BY c."name""#,
@@ -323,7 +347,7 @@ pub(crate) async fn catalogue<E: Executor>(executor: &mut E) -> Result<Vec<Known
     );
     let mut known = Vec::new();
     let read = executor
-        .fetch(&[query], |_, row| {
+        .fetch(&[query], &mut |_, row| {
             let text = |at| Ok(text(row, at, sql::CATALOGUE)?.unwrap_or_default());
             let integer = |at| integer(row, at, sql::CATALOGUE);
             // A version that is not a u32 matches no counter.
@@ -339,7 +363,7 @@ pub(crate) async fn catalogue<E: Executor>(executor: &mut E) -> Result<Vec<Known
             table: sql::CATALOGUE.to_owned(),
             reason: format!(
                 "it is not keepcount's catalogue: {}",
-                crate::error::chain(&*error.into_cause())
+                crate::error::chain(&*error.cause)
             ),
         },
         stopped => stopped.or(|_, error| failed(of_catalogue(), "reading the catalogue", error)),
@@ -352,8 +376,11 @@ pub(crate) async fn catalogue<E: Executor>(executor: &mut E) -> Result<Vec<Known
 /// behind new `FOR SHARE` holders; table locks queue. In mode `ROW EXCLUSIVE` it waits for those in
 /// mode `EXCLUSIVE`, and they for it. What an older snapshot read may be outdated by now, so the
 /// transaction must see what is committed.
-pub(crate) async fn lock_catalogue<E: Executor>(executor: &mut E, mode: &str) -> Result<()> {
-    if E::DIALECT != Dialect::Postgres {
+pub(crate) async fn lock_catalogue<E: Executor + ?Sized>(
+    executor: &mut E,
+    mode: &str,
+) -> Result<()> {
+    if executor.dialect() != Dialect::Postgres {
         return Ok(());
     }
     let lock = format!(r#"LOCK TABLE "{}" IN {mode} MODE"#, sql::CATALOGUE);
@@ -365,14 +392,14 @@ pub(crate) async fn lock_catalogue<E: Executor>(executor: &mut E, mode: &str) ->
 
 /// Refuses a PostgreSQL transaction that sees what was committed when it began instead of what is
 /// committed now.
-async fn refuse_snapshot<E: Executor>(executor: &mut E) -> Result<()> {
-    if E::DIALECT != Dialect::Postgres {
+async fn refuse_snapshot<E: Executor + ?Sized>(executor: &mut E) -> Result<()> {
+    if executor.dialect() != Dialect::Postgres {
         return Ok(());
     }
     let query = Query::new("SELECT current_setting('transaction_isolation')", Vec::new());
     let mut isolation = None;
     let read = executor
-        .fetch(&[query], |_, row| {
+        .fetch(&[query], &mut |_, row| {
             isolation = text(row, 0, "transaction_isolation")?;
             Ok(())
         })
@@ -388,18 +415,21 @@ async fn refuse_snapshot<E: Executor>(executor: &mut E) -> Result<()> {
 }
 
 /// Whether a column is missing.
-fn is_foreign<E: DriverError>(error: &E) -> bool {
-    error.kind() == ErrorKind::Misfit
+fn is_foreign(error: &Failure) -> bool {
+    error.kind == ErrorKind::Misfit
 }
 
 /// A number that tells this database's totals from another's.
-pub(crate) async fn identity<E: Executor>(executor: &mut E, schema: &Schema) -> Result<u64> {
+pub(crate) async fn identity<E: Executor + ?Sized>(
+    executor: &mut E,
+    schema: &Schema,
+) -> Result<u64> {
     Ok(own_catalogue::identity(schema, &catalogue(executor).await?))
 }
 
 /// The counters and leaderboards of this database that the schema does not have, by their full
 /// names.
-pub(crate) async fn orphaned<E: Executor>(
+pub(crate) async fn orphaned<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
 ) -> Result<Vec<String>> {
@@ -410,7 +440,7 @@ pub(crate) async fn orphaned<E: Executor>(
 }
 
 /// Drops the table of an orphaned counter or leaderboard, and its row in the catalogue.
-pub(crate) async fn drop_counter<E: Executor>(
+pub(crate) async fn drop_counter<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     name: &str,
@@ -419,7 +449,7 @@ pub(crate) async fn drop_counter<E: Executor>(
     transact!(executor, &operation, drop_orphan(executor, schema, name, &operation))
 }
 
-async fn drop_orphan<E: Executor>(
+async fn drop_orphan<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     name: &str,
@@ -431,7 +461,7 @@ async fn drop_orphan<E: Executor>(
     let text = format!(
         r#"DELETE FROM "{}" AS c WHERE c."name" = {}"#,
         sql::CATALOGUE,
-        E::DIALECT.param(1)
+        executor.dialect().param(1)
     );
     let gone = executor.execute(&[Query::new(text, vec![Value::Text(name.into())])]).await;
     gone.or_failed(of_catalogue(), operation)?;

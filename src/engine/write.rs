@@ -17,7 +17,7 @@ use super::{
 use crate::batch::{Batch, steps};
 use crate::counter::CounterId;
 use crate::error::{Error, Result};
-use crate::executor::{DriverError, ErrorKind, Executor, Stopped, skipped};
+use crate::executor::{ErrorKind, Executor, Stopped, skipped};
 use crate::key::KeyBuf;
 use crate::leaderboard::LeaderboardId;
 use crate::observe;
@@ -93,7 +93,7 @@ fn moving(stream_range: &StreamRange<'_>) -> String {
 }
 
 /// Applies a batch, once for the events of a stream range, and empties it.
-pub(crate) async fn apply<E: Executor>(
+pub(crate) async fn apply<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     batch: &mut Batch,
@@ -104,25 +104,28 @@ pub(crate) async fn apply<E: Executor>(
         batch.spend();
         return Ok(Applied::default());
     }
-    let began = observe::begin(E::DIALECT.backend(), batch);
+    let began = observe::begin(executor.dialect().backend(), batch);
     let applied = run_again!(executor, apply_whole(executor, schema, batch, stream_range).await)?;
     // First, since the application's recorder may panic.
     batch.spend();
     if !applied.skipped {
-        applied.observe(E::DIALECT.backend(), began, batch);
+        applied.observe(executor.dialect().backend(), began, batch);
     }
     Ok(applied)
 }
 
-async fn apply_whole<E: Executor>(
+async fn apply_whole<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     batch: &Batch,
     stream_range: Option<&StreamRange<'_>>,
 ) -> Result<Applied> {
     // Refuse what cannot be written before a transaction begins.
-    let writes =
-        if is_plain(schema) { Some(Writes::of(E::DIALECT, schema, batch, false)?) } else { None };
+    let writes = if is_plain(schema) {
+        Some(Writes::of(executor.dialect(), schema, batch, false)?)
+    } else {
+        None
+    };
     let operation = || operation(batch, stream_range);
     let nested = begin(executor, operation).await?;
     let done = write(executor, schema, batch, stream_range, writes).await;
@@ -131,7 +134,7 @@ async fn apply_whole<E: Executor>(
 
 /// Ends the transaction of a write. If a total overflowed and the database did not name it, finds
 /// it afterwards.
-pub(crate) async fn finish<E: Executor, T>(
+pub(crate) async fn finish<E: Executor + ?Sized, T>(
     executor: &mut E,
     schema: &Schema,
     nested: bool,
@@ -160,7 +163,7 @@ pub(crate) const fn is_plain(schema: &Schema) -> bool {
 /// Writes a batch in the current transaction; does nothing if its events were applied before. The
 /// offset is checked first, because the rollup deltas of a batch that is delivered again may be
 /// beyond 64 bits by now.
-async fn write<E: Executor>(
+async fn write<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     batch: &Batch,
@@ -177,12 +180,12 @@ async fn write<E: Executor>(
 
 /// Whether the events of a stream range come next, and were not applied before. In PostgreSQL,
 /// transactions that apply the same stream wait here for each other, and then see what was applied.
-pub(crate) async fn follows<E: Executor>(
+pub(crate) async fn follows<E: Executor + ?Sized>(
     executor: &mut E,
     batch: &Batch,
     stream_range: &StreamRange<'_>,
 ) -> Result<bool> {
-    let text = match E::DIALECT {
+    let text = match executor.dialect() {
         Dialect::Sqlite => sql::read_offset(Dialect::Sqlite),
         Dialect::Postgres => sql::lock_offset(),
     };
@@ -199,7 +202,7 @@ pub(crate) async fn follows<E: Executor>(
 
 /// Writes a batch whose events come next. `writes` are its statements, if it is all that is
 /// written.
-pub(crate) async fn write_following<E: Executor>(
+pub(crate) async fn write_following<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     batch: &Batch,
@@ -215,7 +218,7 @@ pub(crate) async fn write_following<E: Executor>(
     Ok(applied.of(expanded))
 }
 
-async fn write_with_rollups<E: Executor>(
+async fn write_with_rollups<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     expanded: &Batch,
@@ -223,22 +226,22 @@ async fn write_with_rollups<E: Executor>(
     split: bool,
 ) -> Result<Applied, Failed> {
     let moved = leaderboard::moved(schema, expanded)?;
-    let mut writes = Writes::of(E::DIALECT, schema, expanded, split)?;
-    writes.lock_first(leaderboard_locks(E::DIALECT, &moved));
+    let mut writes = Writes::of(executor.dialect(), schema, expanded, split)?;
+    writes.lock_first(leaderboard_locks(executor.dialect(), &moved));
     write_all(executor, schema, expanded, stream_range, (writes, &moved)).await
 }
 
 /// Writes a batch that includes its rollup deltas: takes the locks of leaderboards, writes totals,
 /// then leaderboards, and the offset last. So a failure before the end has only totals to take
 /// back.
-async fn write_all<E: Executor>(
+async fn write_all<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     batch: &Batch,
     stream_range: Option<&StreamRange<'_>>,
     (mut writes, moved): (Writes<'_>, &Moved),
 ) -> Result<Applied, Failed> {
-    let set_offset = stream_range.map(set_offset::<E>);
+    let set_offset = stream_range.map(|range| set_offset(executor.dialect(), range));
     let together = moved.is_empty();
     if together {
         writes.queries.extend(set_offset.clone());
@@ -278,7 +281,7 @@ async fn write_all<E: Executor>(
 }
 
 /// Writes what follows totals: leaderboards and the offset.
-async fn follow<E: Executor>(
+async fn follow<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     batch: &Batch,
@@ -293,17 +296,13 @@ async fn follow<E: Executor>(
     Ok(lines)
 }
 
-fn set_offset<'m, E: Executor>(stream_range: &StreamRange<'m>) -> Query<'m> {
+fn set_offset<'m>(dialect: Dialect, stream_range: &StreamRange<'m>) -> Query<'m> {
     let last = i64::try_from(stream_range.last()).unwrap_or(i64::MAX); // `new` refuses more
     let values = vec![Value::Text(stream_range.stream().into()), Value::Integer(last)];
-    Query::new(sql::set_offset(E::DIALECT), values).exact()
+    Query::new(sql::set_offset(dialect), values).exact()
 }
 
-fn offset_failed<E: DriverError>(
-    batch: &Batch,
-    stream_range: Option<&StreamRange<'_>>,
-    stopped: Stopped<E>,
-) -> Error {
+fn offset_failed(batch: &Batch, stream_range: Option<&StreamRange<'_>>, stopped: Stopped) -> Error {
     match stopped {
         Stopped::Skipped { .. } => skipped(sql::OFFSETS.to_owned()),
         stopped => stopped.or(|_, error| {
@@ -314,7 +313,7 @@ fn offset_failed<E: DriverError>(
 }
 
 /// The query, and its row of parameters, at which the statements stopped.
-const fn reached<E>(stopped: &Stopped<E>) -> (usize, usize) {
+const fn reached(stopped: &Stopped) -> (usize, usize) {
     match stopped {
         Stopped::Failed { query, row, .. } | Stopped::Skipped { query, row } => (*query, *row),
         Stopped::Refused(_) => (usize::MAX, 0),
@@ -327,7 +326,7 @@ const fn reached<E>(stopped: &Stopped<E>) -> (usize, usize) {
 /// savepoint makes of every page that a batch touches, which made batches of a few hundred totals
 /// slower than triggers. If that fails too, the transaction is rolled back.
 #[cold]
-async fn take_back<E: Executor>(
+async fn take_back<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     writes: &Writes<'_>,
@@ -338,7 +337,7 @@ async fn take_back<E: Executor>(
     if !executor.is_nested() {
         return error;
     }
-    if E::DIALECT == Dialect::Sqlite {
+    if executor.dialect() == Dialect::Sqlite {
         let queries = writes.queries.iter().enumerate().take(query.saturating_add(1));
         let undo: Vec<Query<'_>> = queries
             .filter(|(at, _)| writes.totals_of(*at).is_some_and(|totals| totals.adds))
@@ -417,17 +416,15 @@ impl<'b> Writes<'b> {
         of_totals.map(|(query, _)| query.rows().len() as u64).sum()
     }
 
-    pub(crate) fn failed<E: DriverError>(
+    pub(crate) fn failed(
         &self,
         batch: &Batch,
         stream_range: Option<&StreamRange<'_>>,
-        stopped: Stopped<E>,
+        stopped: Stopped,
     ) -> Failed {
         let (query, row) = reached(&stopped);
         match (self.totals_of(query), stopped) {
-            (Some(totals), Stopped::Failed { error, .. })
-                if error.kind() == ErrorKind::Overflow =>
-            {
+            (Some(totals), Stopped::Failed { error, .. }) if error.kind == ErrorKind::Overflow => {
                 match self.key_of(query, row, &totals.counter) {
                     Some(key) => Error::overflow(&totals.counter, &key, "total").into(),
                     None => Failed::Overflow(totals.counter, Box::new(batch.clone())),
@@ -478,7 +475,7 @@ fn leaderboard_locks<'m>(
 /// Propagates a batch to rollups. In PostgreSQL, each child whose memberships or base totals change
 /// is locked first and read in a later statement, so that what was read does not change until the
 /// transaction ends.
-pub(crate) async fn update_rollups<E: Executor>(
+pub(crate) async fn update_rollups<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     batch: Batch,
@@ -490,9 +487,9 @@ pub(crate) async fn update_rollups<E: Executor>(
     loop {
         let requests = update.next_all()?;
         let Some(first) = requests.first() else { return Ok(update.into_batch()) };
-        let asked = asked(E::DIALECT, schema, &requests)?;
+        let asked = asked(executor.dialect(), schema, &requests)?;
         let mut queries = Vec::with_capacity(asked.len() + 1);
-        if E::DIALECT == Dialect::Postgres {
+        if executor.dialect() == Dialect::Postgres {
             let mut children: Vec<&KeyBuf> =
                 requests.iter().map(|request| &request.child).collect();
             children.dedup();
@@ -504,7 +501,7 @@ pub(crate) async fn update_rollups<E: Executor>(
         queries.extend(reads);
         let of = |at: usize| at.checked_sub(locks).and_then(|at| counters.get(at));
         let read = executor
-            .fetch(&queries, |at, row| match of(at) {
+            .fetch(&queries, &mut |at, row| match of(at) {
                 Some(counter) => {
                     let (key, total) = read_total(counter, row)?;
                     update.take_of(counter, &key, total)
@@ -543,13 +540,13 @@ fn asked<'q>(
 
 /// In PostgreSQL, takes the locks that a change of each of these keys would take on the levels
 /// above, before any total is locked.
-pub(crate) async fn lock_above<E: Executor>(
+pub(crate) async fn lock_above<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     counter: &CounterId,
     keys: &[KeyBuf],
 ) -> Result<()> {
-    if E::DIALECT != Dialect::Postgres {
+    if executor.dialect() != Dialect::Postgres {
         return Ok(());
     }
     let mut any = Batch::new();
@@ -562,32 +559,32 @@ pub(crate) async fn lock_above<E: Executor>(
         expanded => expanded?,
     };
     let moved = leaderboard::moved(schema, &expanded)?;
-    let locked = executor.execute(&leaderboard_locks(E::DIALECT, &moved)).await;
+    let locked = executor.execute(&leaderboard_locks(executor.dialect(), &moved)).await;
     let operation = format!("repairing totals of counter {}", counter.full_name());
     locked.map(drop).or_failed(Whose::Table(sql::LOCKS), &operation)
 }
 
 /// Locks these totals until the transaction ends, in key order, and returns them. In PostgreSQL,
 /// absent ones are created.
-pub(crate) async fn lock_totals<E: Executor>(
+pub(crate) async fn lock_totals<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     counter: &CounterId,
     keys: &[KeyBuf],
 ) -> Result<Vec<i64>> {
-    if E::DIALECT != Dialect::Postgres {
+    if executor.dialect() != Dialect::Postgres {
         return read::read_unchecked(executor, schema, counter, keys).await;
     }
     let query = sql::lock_totals(schema.spec(counter)?, keys)?;
     let mut totals = read::Totals::of(counter, keys);
-    let locked = executor.fetch(&[query], |_, row| totals.take(row)).await;
+    let locked = executor.fetch(&[query], &mut |_, row| totals.take(row)).await;
     locked.or_failed_on("locking totals", counter)?;
     Ok(totals.in_order())
 }
 
 /// Writes differences to totals. Unlike an apply it also writes rollups, keys below a cutoff, and
 /// deltas beyond 64 bits.
-pub(crate) async fn repair<E: Executor>(
+pub(crate) async fn repair<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     lacking: &Batch,
@@ -604,7 +601,7 @@ pub(crate) async fn repair<E: Executor>(
 
 /// The repair with its rollup deltas, or the repair alone if a rollup has no room for them. That
 /// rollup then still differs from what it sums, and is repaired at its own level.
-async fn with_room<E: Executor>(
+async fn with_room<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     expanded: Batch,
@@ -631,23 +628,24 @@ async fn with_room<E: Executor>(
 }
 
 /// Removes those of these locked totals that are 0.
-pub(crate) async fn remove_zeros<E: Executor>(
+pub(crate) async fn remove_zeros<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     counter: &CounterId,
     keys: &[KeyBuf],
 ) -> Result<()> {
     let spec = schema.spec(counter)?;
-    let rows = sql::key_rows(E::DIALECT, counter, keys)?;
+    let rows = sql::key_rows(executor.dialect(), counter, keys)?;
     let width = sql::key_columns(counter.parts()).len();
-    let query = sql::of_rows(E::DIALECT, sql::remove_zeros(E::DIALECT, spec), rows, width);
+    let query =
+        sql::of_rows(executor.dialect(), sql::remove_zeros(executor.dialect(), spec), rows, width);
     let removed = executor.execute(&[query]).await;
     removed.map(drop).or_failed_on("writing totals", counter)
 }
 
 /// The error for the total of a counter that a batch would bring beyond 64 bits, as far as it can
 /// be found now.
-pub(crate) async fn find_overflow<E: Executor>(
+pub(crate) async fn find_overflow<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     counter: &CounterId,

@@ -1,13 +1,13 @@
 //! What the reconciler requests of rows and totals, and the one function that compares them.
 
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 pub use super::database::Rows;
 use super::step::{Answer, Request};
 use super::token::Token;
 use crate::counter::CounterId;
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 use crate::schema::Schema;
 
 /// Passes a request to its method.
@@ -385,7 +385,7 @@ pub fn merge(
 }
 
 /// Adds to the counters that have a source the rollups over them.
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 pub(super) fn with_rollups(schema: &Schema, mut known: Vec<CounterId>) -> Vec<CounterId> {
     // A rollup comes after what it sums.
     for spec in schema.counters() {

@@ -7,7 +7,7 @@ use super::report::Report;
 use super::run_loop;
 use super::runtime::{AsyncRuntime, Runtime, SystemRuntime};
 use super::token::Token;
-#[cfg(feature = "postgres")]
+#[cfg(feature = "tokio")]
 use super::tokio_runtime::TokioRuntime;
 use crate::counter::{Counter, CounterId};
 use crate::error::{Error, Result, shortened};
@@ -247,7 +247,7 @@ impl<'a> Run<'a> {
     /// # Errors
     ///
     /// As [`run`](Self::run).
-    #[cfg(feature = "postgres")]
+    #[cfg(feature = "tokio")]
     pub async fn run_async(&self, audit: &mut impl AsyncAudit) -> Result<Report> {
         self.run_async_with(audit, &mut TokioRuntime::new()).await
     }

@@ -35,7 +35,7 @@
 
 mod active_runs;
 pub mod audit;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 mod database;
 mod facade;
 mod freshness;
@@ -52,16 +52,20 @@ mod report;
 mod run_loop;
 mod runtime;
 mod scope;
+#[cfg(feature = "postgres")]
+mod server_throttles;
+#[cfg(feature = "sql")]
+pub(crate) mod sql_audit;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 pub mod step;
 pub(crate) mod token;
-#[cfg(feature = "postgres")]
+#[cfg(feature = "tokio")]
 mod tokio_runtime;
 
 pub use audit::{AsyncAudit, Audit};
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub use database::Columns;
+#[cfg(feature = "sql")]
+pub use database::{Columns, Rows};
 pub use facade::{Run, backfill, repair, verify};
 pub use freshness::Freshness;
 #[cfg(feature = "memory")]
@@ -74,8 +78,10 @@ pub use reconciler::Reconciler;
 pub use report::{CounterReport, Outcome, Overlap, Report, Sample};
 pub use run_loop::{run, run_async};
 pub use runtime::{AsyncRuntime, Runtime, SystemRuntime};
+#[cfg(feature = "postgres")]
+pub use server_throttles::{active_connections, replay_lag, replay_lag_bytes};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteAudit, SqliteRows};
 pub use token::Token;
-#[cfg(feature = "postgres")]
-pub use tokio_runtime::{TokioRuntime, active_connections, replay_lag, replay_lag_bytes};
+#[cfg(feature = "tokio")]
+pub use tokio_runtime::TokioRuntime;

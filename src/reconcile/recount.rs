@@ -6,7 +6,7 @@ use std::ops::Bound;
 use crate::batch::Batch;
 use crate::batch::Record;
 use crate::counter::CounterId;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 use crate::error::shortened;
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;
@@ -45,7 +45,7 @@ pub(super) fn tally<R: Record + ?Sized>(row: &R, scratch: &mut Batch) -> Result<
 }
 
 /// Adds the row's key to an error, now that it is known.
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 pub(super) fn of_row(error: Error, counter: &CounterId, row: Option<&KeyBuf>) -> Error {
     match error {
         Error::Source { counter: name, key: None, reason, cause } => Error::Source {
@@ -159,7 +159,7 @@ impl<'k> SumsByKey<'k> {
 }
 
 /// Returns the error for a row that SQL counts differently from its tally.
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 pub(super) fn mismatch(
     counter: &CounterId,
     tally: Option<&(KeyBuf, i64)>,
@@ -175,7 +175,7 @@ pub(super) fn mismatch(
 }
 
 /// Refuses a row that a source lists under another key than its tally gives.
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 pub(super) fn same_key(
     counter: &CounterId,
     tally: Option<(KeyBuf, i64)>,
@@ -194,14 +194,14 @@ pub(super) fn same_key(
 /// `SAMPLE` is how many rows at each end of a source are checked against their `tally`.
 /// `SAMPLE_OF_REPAIR` is the budget of rows for the keys of a repair: all rows of each key, or each
 /// key's share of the budget, but no fewer than `SAMPLE`.
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 pub(super) const SAMPLE: usize = 64;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 const SAMPLE_OF_REPAIR: usize = 10_000;
 
 /// Returns how many rows of each key of a repair are checked against their `tally`, for this many
 /// keys.
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 pub(super) fn sample_of_key(keys: usize) -> usize {
     SAMPLE.max(SAMPLE_OF_REPAIR / keys.max(1))
 }
@@ -227,7 +227,7 @@ mod tests {
         assert_eq!((sums, read), (vec![(2, 1), (3, 2)], vec![1, 1, 2, 3, 3, 4]));
     }
 
-    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    #[cfg(feature = "sql")]
     #[test]
     fn a_repair_of_many_keys_looks_at_few_rows_of_each() {
         assert_eq!(

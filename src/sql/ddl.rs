@@ -1,7 +1,7 @@
 //! The DDL of the tables of totals, offsets and locks, and of their catalogue.
 
 use super::leaderboard;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 use super::table_descriptions;
 use super::{Dialect, column_kind, columns, key_columns};
 use crate::counter::{CounterId, CounterSpec};
@@ -285,7 +285,7 @@ pub(crate) fn create_runs(dialect: Dialect) -> String {
 
 /// The tables of keepcount other than the catalogue, with their columns as [`table_descriptions::column`]
 /// spells them.
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 pub(crate) fn own_tables(dialect: Dialect) -> Vec<(&'static str, Vec<String>)> {
     let text =
         |name: &str, in_key| table_descriptions::column(dialect, name, dialect.text(), in_key);

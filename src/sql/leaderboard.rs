@@ -7,7 +7,7 @@ use crate::leaderboard::LeaderboardId;
 
 /// The statements that create a leaderboard's table and index and insert its row into the
 /// catalogue.
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 pub(crate) fn ddl(dialect: Dialect, leaderboard: &LeaderboardId, ready: bool) -> [String; 3] {
     let [table, index] = create(dialect, leaderboard);
     [table, index, super::enlist_all(&[listed(leaderboard, ready)])]

@@ -36,21 +36,21 @@ impl<'a> Query<'a> {
 
     /// Requires each execution to write as many rows as it has parameters for: one, or as many as
     /// its arrays have values.
-    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    #[cfg(feature = "sql")]
     pub(crate) const fn exact(mut self) -> Self {
         self.exact = true;
         self
     }
 
     /// Reads at most one row, and makes the queries after it read the same snapshot.
-    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    #[cfg(feature = "sql")]
     pub(crate) const fn single(mut self) -> Self {
         self.single = true;
         self
     }
 
     /// Says that the rows of an answer are few, so that a scan may read them all at once.
-    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    #[cfg(feature = "sql")]
     pub(crate) const fn bounded(mut self) -> Self {
         self.bounded = true;
         self

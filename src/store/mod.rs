@@ -4,13 +4,13 @@ mod asynchronous;
 #[cfg(feature = "memory")]
 pub(crate) mod memory;
 pub(crate) mod pages;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 pub(crate) mod sweep_zeros;
 
 pub use asynchronous::AsyncStore;
 #[cfg(feature = "memory")]
 pub use memory::{MemoryStore, PendingWrite, Snapshot};
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(feature = "sql")]
 pub use sweep_zeros::{Sweep, Swept};
 
 use crate::batch::Batch;

@@ -469,7 +469,7 @@ fn assert_artists(site: &Site, conn: &Connection, memory: &Memory, day: Date) {
         assert!(ranks.iter().copied().eq(1..=lines.len() as u64));
         lines.into_iter().map(|line| (line.key, line.score)).collect()
     };
-    let store = SqliteStore::new(conn, &C::SCHEMA);
+    let mut store = SqliteStore::new(conn, &C::SCHEMA);
     assert_eq!(lines(store.top(C::ARTISTS, usize::MAX).unwrap()), wanted);
     assert_eq!(lines(memory.artists.top(usize::MAX).unwrap()), wanted);
     for (rank, (id, score)) in (1..).zip(&wanted) {
@@ -563,7 +563,7 @@ fn assert_shows(
 
 fn assert_trending(site: &Site, conn: &Connection, memory: &Memory, days: &[Date]) {
     let votes = votes(conn);
-    let store = SqliteStore::new(conn, &C::SCHEMA);
+    let mut store = SqliteStore::new(conn, &C::SCHEMA);
     for (trend, ranking) in C::TRENDS.iter().zip(&memory.trending) {
         let half_life = trend.half_life;
         let wanted = trending(half_life, &votes);

@@ -331,7 +331,7 @@ fn dump(conn: &Connection, table: &str) -> Vec<Vec<Value>> {
 
 #[track_caller]
 fn assert_sqlite_equals(conn: &Connection, model: &Model, random: &mut Random, keys: &[Id]) {
-    let store = SqliteStore::new(conn, &SCHEMA);
+    let mut store = SqliteStore::new(conn, &SCHEMA);
     assert_eq!(plain(store.top(SONGS, 10).unwrap()), model.page(1, 10));
     let asked = random.pick(keys);
     let line = store.rank(SONGS, asked).unwrap().line();
@@ -437,13 +437,13 @@ fn in_sqlite_leaderboard_equals_a_full_sort_after_100_000_changes() {
         }
         assert_sqlite_equals(&conn, &model, random, &keys);
         if transactions % 50 == 0 {
-            let store = SqliteStore::new(&conn, &SCHEMA);
+            let mut store = SqliteStore::new(&conn, &SCHEMA);
             assert_eq!(plain(store.top(SONGS, usize::MAX).unwrap()), model.sort_all());
             assert_eq!(store.listed(SONGS).unwrap(), model.sorted.len() as u64);
         }
     }
     println!("{changes} changes in {transactions} transactions, {undone} more rolled back");
-    let store = SqliteStore::new(&conn, &SCHEMA);
+    let mut store = SqliteStore::new(&conn, &SCHEMA);
     assert_eq!(plain(store.top(SONGS, usize::MAX).unwrap()), model.sort_all());
     assert_eq!(store.rebuild(SONGS).unwrap(), 0, "nothing is left to repair");
     // Page by page, each after the last line of the page before.
@@ -552,8 +552,10 @@ fn failed_write_of_a_leaderboard_leaves_totals_and_leaderboards_unchanged() {
     }
 }
 
-fn check_pages<K: Key + AsKey<K>, S: Score>(store: &SqliteStore<'_>, leaderboard: Leaderboard<K, S>)
-where
+fn check_pages<K: Key + AsKey<K>, S: Score>(
+    store: &mut SqliteStore<'_>,
+    leaderboard: Leaderboard<K, S>,
+) where
     for<'a> &'a K: AsKey<K>,
 {
     let top = store.top(leaderboard, 3).unwrap();
@@ -567,7 +569,7 @@ where
 fn pages_are_ranges_of_the_index_without_a_sort() {
     let mut conn = database(&MIXED);
     let trace = Trace::on(&mut conn);
-    let store = SqliteStore::new(&conn, &MIXED);
+    let mut store = SqliteStore::new(&conn, &MIXED);
     let mut batch = Batch::new();
     for (number, name) in songs() {
         batch.add(LISTED, (number, &name), 1);
@@ -577,9 +579,9 @@ fn pages_are_ranges_of_the_index_without_a_sort() {
     }
     SqliteStore::new(&conn, &MIXED).apply(&mut batch).unwrap();
     trace.take();
-    check_pages(&store, SONGS);
-    check_pages(&store, TUNES);
-    check_pages(&store, TRENDING);
+    check_pages(&mut store, SONGS);
+    check_pages(&mut store, TUNES);
+    check_pages(&mut store, TRENDING);
     let mut texts = trace.take();
     texts.sort();
     texts.dedup();
@@ -656,7 +658,7 @@ fn read_tune(row: &Row<'_>) -> rusqlite::Result<Tune> {
 /// Checks the leaderboards over source rows against plain SQL and exact arithmetic.
 #[track_caller]
 fn assert_tunes_exact(conn: &Connection) {
-    let store = SqliteStore::new(conn, &MIXED);
+    let mut store = SqliteStore::new(conn, &MIXED);
     let text = "SELECT id, sum(up) - sum(down) FROM tunes GROUP BY id HAVING sum(up) <> 0 OR sum(down) <> 0 ORDER BY 2 DESC, 1";
     let mut all = conn.prepare(text).unwrap();
     let rows = all.query_map((), |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
@@ -775,7 +777,7 @@ fn repair_updates_leaderboards_with_their_totals() {
         SqliteStore::new(&conn, &MIXED).apply(&mut batch).unwrap();
         assert!(repair(&conn, page) > 30);
         assert_tunes_exact(&conn);
-        let store = SqliteStore::new(&conn, &MIXED);
+        let mut store = SqliteStore::new(&conn, &MIXED);
         assert_eq!((store.rebuild(TUNES).unwrap(), store.rebuild(TRENDING).unwrap()), (0, 0));
         assert_eq!(repair(&conn, page), 0);
     }
@@ -784,7 +786,7 @@ fn repair_updates_leaderboards_with_their_totals() {
 #[test]
 fn rebuild_repairs_planted_lines_and_returns_their_number() {
     let conn = tunes();
-    let store = SqliteStore::new(&conn, &MIXED);
+    let mut store = SqliteStore::new(&conn, &MIXED);
     assert_eq!(store.rebuild(TUNES).unwrap(), 0);
     let lines = store.listed(TUNES).unwrap();
     let changed = number(&conn, "SELECT count(*) FROM tune_board WHERE key % 5 = 0");
@@ -873,7 +875,7 @@ fn rebuild_repairs_thousands_of_lines() {
 #[test]
 fn prune_leaves_leaderboards_of_the_totals_that_are_kept() {
     let conn = tunes();
-    let store = SqliteStore::new(&conn, &MIXED);
+    let mut store = SqliteStore::new(&conn, &MIXED);
     let memory = MemoryStore::new(&MIXED);
     let mut ranking = MemoryLeaderboard::new(TRENDING);
     let mut batch = Batch::new();
@@ -933,7 +935,8 @@ fn leaderboard_added_to_existing_totals_is_filled_by_a_rebuild() {
         SqliteStore::new(&conn, &BARE).apply(&mut batch).unwrap();
         model.put(&key, counter, total);
     }
-    let (mut unguarded, store) = (SqliteStore::new(&conn, &BARE), SqliteStore::new(&conn, &SCHEMA));
+    let (mut unguarded, mut store) =
+        (SqliteStore::new(&conn, &BARE), SqliteStore::new(&conn, &SCHEMA));
     let error = store.check().unwrap_err();
     assert!(
         matches!(&error, Error::SchemaMismatch { table, reason } if table == "song_board" && reason.contains("create")),
@@ -1002,7 +1005,7 @@ fn a_leaderboard_of_another_version_or_kind_is_refused() {
     ];
     let conn = database(&SCHEMA);
     for (naming, schema) in &OTHERS {
-        let store = SqliteStore::new(&conn, schema);
+        let mut store = SqliteStore::new(&conn, schema);
         for error in [store.check().unwrap_err(), store.create().unwrap_err()] {
             let Error::SchemaMismatch { table, reason } = &error else { panic!("{error}") };
             assert!(table == "song_board" && reason.contains(naming), "{error}");
@@ -1136,7 +1139,7 @@ const PRINT: &str = "KEEPCOUNT_TEST_PRINTS_BOARD_OF";
 fn prints_a_leaderboard_for_another_test() {
     let Some(path) = std::env::var_os(PRINT) else { return };
     let conn = open(Path::new(&path));
-    let store = SqliteStore::new(&conn, &SCHEMA);
+    let mut store = SqliteStore::new(&conn, &SCHEMA);
     store.check().unwrap();
     for line in plain(store.top(SONGS, usize::MAX).unwrap()) {
         println!("\nline: {line:?}");
@@ -1251,7 +1254,7 @@ fn leaderboards_over_rollups_equal_a_full_sort_after_each_of_10_000_changes() {
         }
         let scored = of_shows.iter().enumerate().filter(|(_, votes)| **votes != 0);
         let wanted = ranked(scored.map(|(show, votes)| (name(show), *votes)));
-        let store = SqliteStore::new(&conn, &ROLLED);
+        let mut store = SqliteStore::new(&conn, &ROLLED);
         assert_eq!(plain(shows.top(100).unwrap()), wanted, "change {change}");
         assert_eq!(plain(store.top(SHOWS, 100).unwrap()), wanted, "change {change}");
         let scored = (-3_i16..).zip(of_artists).filter(|(_, sum)| *sum > 0);
@@ -1447,7 +1450,7 @@ fn decayed_leaderboards_equal_exact_comparison_over_thousands_of_epochs() {
     }
     assert_eq!((held, earliest), (CHANGES, MIN));
     assert!(latest - earliest >= 8_000 && given.len() > 1_000);
-    let store = SqliteStore::new(&conn, &DECAYING);
+    let mut store = SqliteStore::new(&conn, &DECAYING);
     assert_eq!(
         (store.rebuild(SETLISTS_TRENDING).unwrap(), store.rebuild(SHOWS_TRENDING).unwrap()),
         (0, 0)
@@ -1611,7 +1614,7 @@ fn leaderboard_that_the_schema_does_not_list_is_neither_read_nor_rebuilt() {
         (&SCHEMA, SONGS.version(2), "song.board v2"),
         (&SCHEMA, JUST_UP, "leaderboard of song.up"),
     ] {
-        let store = SqliteStore::new(&conn, schema);
+        let mut store = SqliteStore::new(&conn, schema);
         let errors = [
             store.rebuild(leaderboard).unwrap_err(),
             store.top(leaderboard, 1).unwrap_err(),
@@ -1626,7 +1629,7 @@ fn leaderboard_that_the_schema_does_not_list_is_neither_read_nor_rebuilt() {
         }
         assert_eq!(dump(&conn, "keepcount_counters"), before);
     }
-    let store = SqliteStore::new(&conn, &SCHEMA);
+    let mut store = SqliteStore::new(&conn, &SCHEMA);
     assert!(matches!(store.top(SONGS, 1), Err(Error::NotReady { .. })));
     store.rebuild(SONGS).unwrap();
     let mut batch = Batch::new();
@@ -1651,7 +1654,7 @@ fn rebuild_of_a_leaderboard_that_the_catalogue_lacks_is_an_error() {
 #[test]
 fn leaderboard_missing_from_the_database_is_an_error_that_names_it() {
     let conn = database(&BARE);
-    let store = SqliteStore::new(&conn, &SCHEMA);
+    let mut store = SqliteStore::new(&conn, &SCHEMA);
     let mut batch = Batch::new();
     batch.add(UP, (1, "a"), 1);
     let errors = [

@@ -312,7 +312,7 @@ fn absent_or_foreign_table_of_offsets_is_named() {
         let mut conn = database(&PLAIN);
         deliver(&mut conn, &PLAIN, "votes", 1, 5);
         conn.execute_batch(&breaks).unwrap();
-        let store = SqliteStore::new(&conn, &PLAIN);
+        let mut store = SqliteStore::new(&conn, &PLAIN);
         match store.check() {
             Ok(()) => assert_eq!(checked, "", "{breaks}"),
             Err(error) => {
@@ -326,7 +326,6 @@ fn absent_or_foreign_table_of_offsets_is_named() {
                 assert!(matches!(error, Error::SchemaMismatch { .. }));
             }
         }
-        let mut store = store;
         if !applied.is_empty() {
             let error = store
                 .apply_idempotent(&mut events("votes", 6, 6), &stream_range("votes", 6, 6))
@@ -459,13 +458,13 @@ fn names(offsets: &[(String, u64)]) -> Vec<(&str, u64)> {
 #[test]
 fn offsets_are_listed_by_pages_and_a_forgotten_stream_counts_again() {
     let conn = database(&PLAIN);
-    let sqlite = SqliteStore::new(&conn, &PLAIN);
+    let mut sqlite = SqliteStore::new(&conn, &PLAIN);
     let memory = MemoryStore::new(&PLAIN);
     let long = "s".repeat(256);
     let streams = ["a", "b", "b\u{1}", "ba", "\u{e9}", long.as_str(), "Z"];
     for (stream, last) in streams.iter().zip(1..) {
         let (stream_range, mut batch) = (stream_range(stream, 1, last), events(stream, 1, last));
-        { sqlite }.apply_idempotent(&mut batch, &stream_range).unwrap();
+        sqlite.apply_idempotent(&mut batch, &stream_range).unwrap();
         memory.apply_idempotent(&mut events(stream, 1, last), &stream_range).unwrap();
     }
     // A stream of which nothing was applied has no offset.
@@ -491,18 +490,15 @@ fn offsets_are_listed_by_pages_and_a_forgotten_stream_counts_again() {
     assert_eq!((sqlite.offsets(None, 100).unwrap().len(), memory.offsets(None, 100).len()), (6, 6));
     assert!(!memory.snapshot().to_bytes().unwrap().windows(3).any(|bytes| bytes == b"\x01b\x02"));
     // Totals stay, and an event that is delivered again counts again.
-    let sum = |store: &SqliteStore<'_>| { *store }.total(SUM, "b").unwrap();
-    assert_eq!((sum(&sqlite), memory.total(SUM, "b").unwrap()), (3, 3));
+    let sum = |store: &mut SqliteStore<'_>| store.total(SUM, "b").unwrap();
+    assert_eq!((sum(&mut sqlite), memory.total(SUM, "b").unwrap()), (3, 3));
     assert!(
-        !{ sqlite }
-            .apply_idempotent(&mut events("b", 1, 2), &stream_range("b", 1, 2))
-            .unwrap()
-            .skipped
+        !sqlite.apply_idempotent(&mut events("b", 1, 2), &stream_range("b", 1, 2)).unwrap().skipped
     );
     assert!(
         !memory.apply_idempotent(&mut events("b", 1, 2), &stream_range("b", 1, 2)).unwrap().skipped
     );
-    assert_eq!((sum(&sqlite), memory.total(SUM, "b").unwrap()), (6, 6));
+    assert_eq!((sum(&mut sqlite), memory.total(SUM, "b").unwrap()), (6, 6));
     conn.execute_batch("UPDATE keepcount_offsets SET last = -1 WHERE stream = 'a'").unwrap();
     for error in [sqlite.offsets(None, 100).unwrap_err(), sqlite.forget_offset("a").unwrap_err()] {
         assert_eq!(

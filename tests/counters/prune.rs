@@ -318,17 +318,17 @@ impl Subject for Sqlite {
     }
 
     fn leaderboards(&mut self) -> [Vec<(u64, i64)>; 2] {
-        let store = SqliteStore::new(&self.conn, &SCHEMA);
-        let lines = |store: &SqliteStore<'_>| {
+        let mut store = SqliteStore::new(&self.conn, &SCHEMA);
+        let lines = |store: &mut SqliteStore<'_>| {
             store.top(TRENDING, 9).unwrap().iter().map(|line| (line.rank, line.key)).collect()
         };
-        let kept = lines(&store);
+        let kept = lines(&mut store);
         assert_eq!(
             store.rebuild(TRENDING).unwrap(),
             0,
             "lines of the leaderboard that a prune left behind"
         );
-        [kept, lines(&store)]
+        [kept, lines(&mut store)]
     }
 }
 
@@ -450,7 +450,7 @@ proptest! {
 fn prune_of_a_rollup_or_a_counter_that_is_not_prunable_is_refused() {
     let memory = MemoryStore::new(&SCHEMA);
     let sqlite = Sqlite::new();
-    let store = SqliteStore::new(&sqlite.conn, &SCHEMA);
+    let mut store = SqliteStore::new(&sqlite.conn, &SCHEMA);
     for refused in [memory.prune(SHOW_DAYS, 3), store.prune(SHOW_DAYS, 3)] {
         assert!(matches!(refused, Err(Error::Rollup { counter: "show.days", .. })), "{refused:?}");
     }
@@ -857,7 +857,7 @@ fn prune_of_a_counter_that_the_catalogue_lacks_is_an_error() {
         matches!(&error, Error::SchemaMismatch { table, reason } if table == "show_days" && reason.contains("not in the catalogue")),
         "{error:?}"
     );
-    let store = SqliteStore::new(&conn, &BEFORE);
+    let mut store = SqliteStore::new(&conn, &BEFORE);
     for _ in 0..2 {
         // A cutoff that is set already is no error.
         assert_eq!(store.prune(SETLIST_DAYS, 10).unwrap(), 0);

@@ -38,7 +38,7 @@ fn state(conn: &Connection) -> (i64, Vec<(i64, i64)>) {
 #[test]
 fn transaction_commits_rows_and_totals_and_returns_the_value_of_its_work() {
     let conn = database(Connection::open_in_memory().unwrap());
-    let store = SqliteStore::new(&conn, &SCHEMA);
+    let mut store = SqliteStore::new(&conn, &SCHEMA);
     for round in 1..=2 {
         let value = store.transaction(|conn, batch| vote(conn, batch, 7).map(|()| "done")).unwrap();
         assert_eq!((value, state(&conn)), ("done", (round, vec![(7, round)])));
@@ -52,10 +52,10 @@ fn transaction_commits_rows_and_totals_and_returns_the_value_of_its_work() {
 #[test]
 fn failure_of_the_work_the_apply_or_the_commit_commits_nothing() {
     let conn = database(Connection::open_in_memory().unwrap());
-    let store = SqliteStore::new(&conn, &SCHEMA);
+    let mut store = SqliteStore::new(&conn, &SCHEMA);
     store.transaction(|conn, batch| vote(conn, batch, 7)).unwrap();
     let before = state(&conn);
-    let fails = |work: &dyn Fn(&Connection, &mut Batch) -> Result<(), Failure>| {
+    let mut fails = |work: &dyn Fn(&Connection, &mut Batch) -> Result<(), Failure>| {
         let failed = store.transaction(|conn, batch| {
             vote(conn, batch, 7)?;
             work(conn, batch)
@@ -123,7 +123,7 @@ fn transaction_is_refused_under_a_held_lock_or_inside_another() {
     let open = || Connection::open(dir.path().join("app.db")).unwrap();
     let (conn, other) = (database(open()), open());
     conn.busy_timeout(std::time::Duration::ZERO).unwrap();
-    let store = SqliteStore::new(&conn, &SCHEMA);
+    let mut store = SqliteStore::new(&conn, &SCHEMA);
     let never = |_: &Connection, _: &mut Batch| -> keepcount::Result<()> {
         unreachable!("the transaction must not begin")
     };

@@ -931,7 +931,7 @@ fn a_connection_without_a_journal_is_refused() {
     let (conn, other) = place.renew();
     let before = dump(&other);
     conn.query_row("PRAGMA journal_mode = OFF", (), |_| Ok(())).unwrap();
-    let store = SqliteStore::new(&conn, &WIDER);
+    let mut store = SqliteStore::new(&conn, &WIDER);
     for error in
         [store.check().unwrap_err(), store.create().unwrap_err(), audit(&conn).unwrap_err()]
     {

@@ -282,7 +282,7 @@ fn insert(conn: &Connection, votes: &[Vote]) -> Result<()> {
 }
 
 /// The votes as a source, with the columns that count them for users.
-fn votes(of_users: Columns) -> SqliteRows<'static> {
+fn votes(of_users: Columns) -> SqliteRows {
     SqliteRows::of("votes", |row| Ok(Vote { user: row.get("user")?, show: row.get("show")? }))
         .key(USER_VOTES, of_users)
         .key(SHOW_VOTES, Columns::of(["show"]).count())

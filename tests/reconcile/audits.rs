@@ -135,7 +135,7 @@ impl Backend for Sqlite<'_> {
     }
 
     fn prune(&mut self, cutoff: i64) {
-        let store = SqliteStore::new(self.conn, &SCHEMA);
+        let mut store = SqliteStore::new(self.conn, &SCHEMA);
         store.prune(audits::SETLIST_DAYS, cutoff).unwrap();
     }
 

@@ -411,7 +411,7 @@ fn rolling_deploy_of_a_version_a_rollup_and_a_leaderboard_reads_exact_totals() {
 
     // The leaderboard is rebuilt once every process updates it.
     let conn = open(&site.path);
-    let second = SqliteStore::new(&conn, &SECOND);
+    let mut second = SqliteStore::new(&conn, &SECOND);
     assert!(matches!(second.top(RANK, 1), Err(Error::NotReady { counter: "show.board", .. })));
     second.rebuild(RANK).unwrap();
     // From now on the first release cannot start.
@@ -427,7 +427,7 @@ fn rolling_deploy_of_a_version_a_rollup_and_a_leaderboard_reads_exact_totals() {
         assert_eq!(moment.assert_second_exact_if_ready(&THIRD), [true, true]);
     });
     site.end(2);
-    let third = SqliteStore::new(&conn, &THIRD);
+    let mut third = SqliteStore::new(&conn, &THIRD);
     assert_eq!(third.orphaned().unwrap(), ["setlist.votes"]);
     third.drop_counter("setlist.votes").unwrap();
     site.watch(40, |moment| {
@@ -474,7 +474,7 @@ fn backfill_with_killed_jobs(site: &mut Site) -> u32 {
 }
 
 fn assert_final_totals_exact(conn: &Connection) {
-    let third = SqliteStore::new(conn, &THIRD);
+    let mut third = SqliteStore::new(conn, &THIRD);
     third.check().unwrap();
     assert_eq!((third.orphaned().unwrap(), third.unready().unwrap()), (vec![], vec![]));
     let moment = Moment::of(conn);

@@ -84,7 +84,7 @@ fn orphaned_lists_what_the_schema_lost() {
 #[test]
 fn counter_is_dropped_only_after_the_rollups_and_leaderboards_over_it() {
     let conn = database();
-    let none = SqliteStore::new(&conn, &NONE);
+    let mut none = SqliteStore::new(&conn, &NONE);
     let made_of = [
         ("setlist.votes", "show."),
         ("setlist.votes.v2", "show.board"),
@@ -130,7 +130,7 @@ fn counter_is_dropped_only_after_the_rollups_and_leaderboards_over_it() {
 #[test]
 fn counter_that_is_in_the_schema_is_not_dropped() {
     let conn = database();
-    let all = SqliteStore::new(&conn, &ALL);
+    let mut all = SqliteStore::new(&conn, &ALL);
     let before = dump(&conn);
     for name in ["setlist.votes", "setlist.votes.v2", "sum", "show.board"] {
         let error = all.drop_counter(name).unwrap_err();
@@ -139,7 +139,7 @@ fn counter_that_is_in_the_schema_is_not_dropped() {
             "{error}"
         );
     }
-    let old = SqliteStore::new(&conn, &OLD);
+    let mut old = SqliteStore::new(&conn, &OLD);
     let bad = [
         "",
         "setlist.votes.v3",
@@ -161,7 +161,7 @@ fn counter_that_is_in_the_schema_is_not_dropped() {
 #[test]
 fn counter_is_dropped_whole_or_not_at_all() {
     let conn = database();
-    let none = SqliteStore::new(&conn, &NONE);
+    let mut none = SqliteStore::new(&conn, &NONE);
     let before = dump(&conn);
     // In the caller's transaction.
     conn.execute_batch("BEGIN").unwrap();
@@ -181,7 +181,7 @@ fn counter_is_dropped_whole_or_not_at_all() {
     none.drop_counter("sum").unwrap();
     // A database without a catalogue.
     let empty = Connection::open_in_memory().unwrap();
-    let empty = SqliteStore::new(&empty, &NONE);
+    let mut empty = SqliteStore::new(&empty, &NONE);
     for error in [empty.orphaned().unwrap_err(), empty.drop_counter("sum").unwrap_err()] {
         assert!(
             matches!(&error, Error::SchemaMismatch { table, .. } if table == "keepcount_counters"),
@@ -199,7 +199,7 @@ fn hand_written_name_in_the_catalogue_is_not_run_as_a_statement() {
         [name],
     )
     .unwrap();
-    let none = SqliteStore::new(&conn, &NONE);
+    let mut none = SqliteStore::new(&conn, &NONE);
     none.drop_counter(name).unwrap();
     SqliteStore::new(&conn, &ALL).check().unwrap();
 }
@@ -240,7 +240,7 @@ fn backfill(conn: &Connection, schema: &Schema) {
 fn older_schema_starts_beside_a_newer_rollup_until_that_is_ready() {
     let conn = Connection::open_in_memory().unwrap();
     create_votes_table(&conn);
-    let old = SqliteStore::new(&conn, &OLD);
+    let mut old = SqliteStore::new(&conn, &OLD);
     old.create().unwrap();
     SqliteStore::new(&conn, &SUMMED).create().unwrap();
     old.check().unwrap();
@@ -271,9 +271,9 @@ fn older_schema_starts_beside_a_newer_leaderboard_until_that_is_rebuilt() {
         Leaderboard::new("setlist.board", [VOTES]).by(|[total]| Some(total));
     const NEWER: Schema = Schema::new(&[VOTES.table()]).leaderboards(&[RANKED]);
     let conn = Connection::open_in_memory().unwrap();
-    let old = SqliteStore::new(&conn, &OLD);
+    let mut old = SqliteStore::new(&conn, &OLD);
     old.create().unwrap();
-    let newer = SqliteStore::new(&conn, &NEWER);
+    let mut newer = SqliteStore::new(&conn, &NEWER);
     newer.create().unwrap();
     old.check().unwrap();
     newer.rebuild(LEADERBOARD).unwrap();

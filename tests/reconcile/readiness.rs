@@ -342,7 +342,7 @@ fn read_checks_readiness_with_one_statement_and_no_transaction() {
 #[test]
 fn leaderboard_is_read_once_it_is_rebuilt_and_its_counters_are_ready() {
     let refused = |conn: &Connection, of: &[&str]| {
-        let new = store(conn, &NEW);
+        let mut new = store(conn, &NEW);
         assert_not_ready(new.top(RANK, 10), "show.board", of);
         assert_not_ready(new.rank(RANK, 1), "show.board", of);
         assert_not_ready(new.listed(RANK), "show.board", of);
@@ -365,7 +365,7 @@ fn leaderboard_is_read_once_it_is_rebuilt_and_its_counters_are_ready() {
         }
         let mut wanted = votes_of_shows(&conn);
         wanted.sort_by_key(|(show, votes)| (-votes, *show));
-        let new = store(&conn, &NEW);
+        let mut new = store(&conn, &NEW);
         let top = new.top(RANK, 10).unwrap();
         assert_eq!(top.iter().map(|line| (line.key, line.score)).collect::<Vec<_>>(), wanted);
         assert_eq!(new.top_after(RANK, &top[1], 10).unwrap(), top[2..]);

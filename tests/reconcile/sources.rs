@@ -40,11 +40,11 @@ fn read_sale(row: &Row<'_>) -> rusqlite::Result<Sale> {
 }
 
 /// The sales of this table, without a counter.
-fn sales_of(table: &str) -> SqliteRows<'static> {
+fn sales_of(table: &str) -> SqliteRows {
     SqliteRows::of(table, |row| Ok(read_sale(row)?)).columns("shop, amount, open")
 }
 
-fn sales(columns: Columns) -> SqliteRows<'static> {
+fn sales(columns: Columns) -> SqliteRows {
     sales_of("sales").key(SUM, columns)
 }
 
@@ -75,20 +75,20 @@ fn sales_database(rows: &str) -> Connection {
 fn audit_of<'a>(
     conn: &'a Connection,
     schema: &'a Schema,
-    rows: SqliteRows<'a>,
+    rows: SqliteRows,
 ) -> Result<SqliteAudit<'a>> {
     let mut audit = SqliteAudit::new(conn, schema).unwrap();
     audit.add(rows).map(|()| audit)
 }
 
-fn add_source(conn: &Connection, schema: &Schema, rows: SqliteRows<'_>) -> Result<()> {
+fn add_source(conn: &Connection, schema: &Schema, rows: SqliteRows) -> Result<()> {
     SqliteAudit::new(conn, schema).unwrap().add(rows)
 }
 
 fn run_over(
     conn: &Connection,
     schema: &Schema,
-    rows: SqliteRows<'_>,
+    rows: SqliteRows,
     mode: Mode,
     page: usize,
 ) -> Result<Report> {
@@ -101,7 +101,7 @@ fn expected_all<K: Key>(
     conn: &Connection,
     schema: &Schema,
     counter: Counter<K>,
-    rows: SqliteRows<'_>,
+    rows: SqliteRows,
     page: usize,
 ) -> Vec<(String, i64)> {
     let report = run_over(conn, schema, rows, Mode::Verify, page).unwrap();
@@ -246,23 +246,23 @@ fn read_tag(row: &Row<'_>) -> rusqlite::Result<Tag> {
     Ok(Tag { name: row.get(0)?, shop: row.get(1)? })
 }
 
-fn tags() -> SqliteRows<'static> {
+fn tags() -> SqliteRows {
     SqliteRows::of("tags", |row| Ok(read_tag(row)?)).columns("name, shop")
 }
 
-fn by_day() -> SqliteRows<'static> {
+fn by_day() -> SqliteRows {
     tags().key(DAYS, Columns::of(["shop", "name"]).count())
 }
 
-fn by_day_by_tally() -> SqliteRows<'static> {
+fn by_day_by_tally() -> SqliteRows {
     tags().key(DAYS, ["shop", "name"])
 }
 
-fn by_name() -> SqliteRows<'static> {
+fn by_name() -> SqliteRows {
     tags().key(NAMES, Columns::of(["name"]).count())
 }
 
-fn by_name_by_tally() -> SqliteRows<'static> {
+fn by_name_by_tally() -> SqliteRows {
     tags().key(NAMES, ["name"])
 }
 
@@ -353,7 +353,7 @@ fn a_nocase_column_needs_a_binary_index_and_is_then_exact() {
     let wanted = [("", 1), ("A", 1), ("B", 1), ("a", 2), ("b", 1)]
         .map(|(key, total)| (key.to_owned(), total));
     for page in [1, 2, 1_000] {
-        let only = |rows: SqliteRows<'static>| expected_of_names(&conn, rows, page);
+        let only = |rows: SqliteRows| expected_of_names(&conn, rows, page);
         assert_eq!(only(by_name()), wanted);
         assert_eq!(only(by_name_by_tally()), wanted);
     }
@@ -376,7 +376,7 @@ fn a_nocase_column_needs_a_binary_index_and_is_then_exact() {
 }
 
 /// Runs over one of the schema's two counters.
-fn expected_of_names(conn: &Connection, rows: SqliteRows<'_>, page: usize) -> Vec<(String, i64)> {
+fn expected_of_names(conn: &Connection, rows: SqliteRows, page: usize) -> Vec<(String, i64)> {
     let report = scoped_to(conn, NAMES, rows, Mode::Verify, page).unwrap();
     report.counters[0]
         .samples
@@ -385,14 +385,14 @@ fn expected_of_names(conn: &Connection, rows: SqliteRows<'_>, page: usize) -> Ve
         .collect()
 }
 
-fn repair_names(conn: &Connection, rows: SqliteRows<'_>) -> Result<Report> {
+fn repair_names(conn: &Connection, rows: SqliteRows) -> Result<Report> {
     scoped_to(conn, NAMES, rows, Mode::Repair, 2)
 }
 
 fn scoped_to<K: Key>(
     conn: &Connection,
     counter: Counter<K>,
-    rows: SqliteRows<'_>,
+    rows: SqliteRows,
     mode: Mode,
     page: usize,
 ) -> Result<Report> {
@@ -637,7 +637,7 @@ fn sum_by_tally_may_leave_64_bits_before_its_last_row() {
 /// Asserts that a repair refuses a source that differs from the hooks, and changes nothing. A
 /// verify reports what it finds.
 #[track_caller]
-fn assert_mismatch(rows: &str, source: impl Fn() -> SqliteRows<'static>, says: &[&str]) {
+fn assert_mismatch(rows: &str, source: impl Fn() -> SqliteRows, says: &[&str]) {
     let conn = sales_database(rows);
     conn.execute_batch("INSERT INTO shop_sum VALUES (1, 99), (77, 5)").unwrap();
     let changes = conn.total_changes();
@@ -799,7 +799,7 @@ fn unreadable_row_fails_only_its_own_counter_and_is_reported() {
             let rows = "CREATE TABLE a (k); CREATE INDEX i ON a (k); CREATE TABLE b (k); CREATE INDEX j ON b (k);
                 INSERT INTO a VALUES (1), (2); INSERT INTO b VALUES (1), (1), (3)";
             conn.execute_batch(&format!("{rows}; INSERT INTO a VALUES ({bad})")).unwrap();
-            let store = SqliteStore::new(&conn, &TWO);
+            let mut store = SqliteStore::new(&conn, &TWO);
             store.create_pending_backfill().unwrap();
             let mut audit = audit_of_two(&conn, by_tally);
             for (mode, found) in [(Mode::Verify, 2), (Mode::Backfill, 2), (Mode::Repair, 0)] {

@@ -102,7 +102,7 @@ fn file(journal: &str) -> (tempfile::TempDir, Connection, Connection) {
     (dir, conn, other)
 }
 
-fn source() -> SqliteRows<'static> {
+fn source() -> SqliteRows {
     let votes = SqliteRows::of("votes", |row| Ok(read_vote(row)?)).columns("show, stars");
     votes.key(VOTES, Columns::of(["show"]).sum("stars"))
 }

@@ -7,7 +7,7 @@ mod rows_and_totals;
 mod values;
 
 use std::error::Error as _;
-
+use std::fmt;
 use std::pin::pin;
 
 use futures_util::future::{join, try_join_all};
@@ -15,21 +15,23 @@ use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use tokio_postgres::error::{DbError, Severity, SqlState};
 use tokio_postgres::types::{Type, WrongType};
-use tokio_postgres::{Client, Row, RowStream, SimpleQueryMessage, Statement};
+use tokio_postgres::{Client, Row, RowStream, SimpleQueryMessage, Statement, Transaction};
 
 pub use self::prepared::PreparedStatements;
 pub(crate) use self::rows_and_totals::write_in_own;
 pub(crate) use self::values::{kind_of, params, typed};
 use crate::engine::{Whose, failed};
 use crate::error::{Cause, Error, Result, server_text};
-use crate::executor::{Driver, DriverError, ErrorKind, Executor, NotCommitted, Reading, Stopped};
+use crate::executor::{
+    Connect, Driver, Each, EachOf, ErrorKind, Executor, Failure, NotCommitted, Reading, Reply,
+    Stopped,
+};
 use crate::sql::{Dialect, Query, Value};
 
-/// A client, and the transaction or savepoint that this driver began on it.
-pub(crate) struct Postgres<'c> {
-    pub(crate) client: &'c Client,
-    prepared: Option<&'c PreparedStatements>,
-    scope: Scope,
+/// tokio-postgres's client, and the transaction or savepoint that keepcount began on it.
+pub struct Postgres<'c> {
+    conn: Conn<'c>,
+    pub(crate) prepared: Option<&'c PreparedStatements>,
     is_open: bool,
     /// Whether the reason of the last failure was put right.
     recovered: bool,
@@ -38,15 +40,20 @@ pub(crate) struct Postgres<'c> {
     was_forgotten: bool,
 }
 
-/// Whose transaction the statements belong to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Scope {
+/// The client, and whose transaction the statements belong to.
+enum Conn<'c> {
     /// One that this driver begins.
-    Own,
+    Own(&'c mut Client),
     /// The caller's, in a savepoint that this driver sets.
-    Savepoint,
+    Savepoint(&'c Client),
     /// The caller's.
-    Callers,
+    Callers(&'c Client),
+}
+
+impl fmt::Debug for Postgres<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Postgres").field("prepared", &self.prepared).finish_non_exhaustive()
+    }
 }
 
 /// The maximum number of statements in one pipeline. The server runs them one after the other.
@@ -78,12 +85,12 @@ fn executions<'q>(queries: &'q [Query<'q>]) -> Vec<Execution<'q>> {
 }
 
 impl Execution<'_> {
-    const fn failed(&self, error: tokio_postgres::Error) -> Stopped<tokio_postgres::Error> {
-        Stopped::Failed { query: self.query, row: self.row, error }
+    fn failed(&self, error: tokio_postgres::Error) -> Stopped {
+        Stopped::Failed { query: self.query, row: self.row, error: error.into() }
     }
 
     /// Refuses a number of written rows that differs from the number it must write.
-    fn check(&self, written: u64) -> Result<(), Stopped<tokio_postgres::Error>> {
+    fn check(&self, written: u64) -> Result<(), Stopped> {
         if self.of.is_skipped(self.values, written) {
             return Err(Stopped::Skipped { query: self.query, row: self.row });
         }
@@ -92,24 +99,46 @@ impl Execution<'_> {
 }
 
 impl<'c> Postgres<'c> {
-    pub(crate) const fn new(
-        client: &'c Client,
-        scope: Scope,
-        prepared: Option<&'c PreparedStatements>,
-    ) -> Self {
-        Self { client, prepared, scope, is_open: false, recovered: false, was_forgotten: false }
+    const fn new(conn: Conn<'c>) -> Self {
+        Self { conn, prepared: None, is_open: false, recovered: false, was_forgotten: false }
     }
 
-    async fn prepare_all(
-        &self,
-        all: &[Execution<'_>],
-    ) -> Result<(), Stopped<tokio_postgres::Error>> {
+    /// Within the caller's transaction.
+    pub(crate) fn in_transaction(tx: &'c Transaction<'_>) -> Self {
+        Self::new(Conn::Callers(tx.client()))
+    }
+
+    /// Within the caller's transaction, with a savepoint for each call that writes.
+    pub(crate) fn with_savepoints(tx: &'c Transaction<'_>) -> Self {
+        Self::new(Conn::Savepoint(tx.client()))
+    }
+
+    pub(crate) const fn client(&self) -> &Client {
+        match &self.conn {
+            Conn::Own(client) => client,
+            Conn::Savepoint(client) | Conn::Callers(client) => client,
+        }
+    }
+
+    /// The client, unless it is in a transaction of the caller.
+    pub(crate) const fn own_client(&mut self) -> Option<&mut Client> {
+        match &mut self.conn {
+            Conn::Own(client) => Some(client),
+            Conn::Savepoint(_) | Conn::Callers(_) => None,
+        }
+    }
+
+    const fn is_own(&self) -> bool {
+        matches!(self.conn, Conn::Own(_))
+    }
+
+    async fn prepare_all(&self, all: &[Execution<'_>]) -> Result<(), Stopped> {
         let Some(prepared) = self.prepared else { return Ok(()) };
         for execution in all {
             let text = &execution.of.text;
             if prepared.known(text).is_none() && prepared.has_room() {
                 let kinds: Vec<Type> = execution.values.iter().map(kind_of).collect();
-                let statement = self.client.prepare_typed(text, &kinds).await;
+                let statement = self.client().prepare_typed(text, &kinds).await;
                 prepared.keep(text, statement.map_err(|error| execution.failed(error))?);
             }
         }
@@ -121,7 +150,7 @@ impl<'c> Postgres<'c> {
         if let Some(known) = self.prepared.and_then(|prepared| prepared.known(text)) {
             return Ok(known);
         }
-        let statement = self.client.prepare(text).await?;
+        let statement = self.client().prepare(text).await?;
         if let Some(prepared) = self.prepared.filter(|prepared| prepared.has_room()) {
             prepared.keep(text, statement.clone());
         }
@@ -134,28 +163,24 @@ impl<'c> Postgres<'c> {
     }
 
     /// Sends an execution, and waits for the first of its rows.
-    async fn open(
-        &self,
-        execution: Execution<'_>,
-    ) -> Result<RowStream, Stopped<tokio_postgres::Error>> {
+    async fn open(&self, execution: Execution<'_>) -> Result<RowStream, Stopped> {
         let rows = match self.known(execution.of) {
-            Some(statement) => self.client.query_raw(&statement, params(execution.values)).await,
-            None => self.client.query_typed_raw(&execution.of.text, typed(execution.values)).await,
+            Some(statement) => self.client().query_raw(&statement, params(execution.values)).await,
+            None => {
+                self.client().query_typed_raw(&execution.of.text, typed(execution.values)).await
+            }
         };
         rows.map_err(|error| execution.failed(error))
     }
 
     async fn written_by(&self, execution: Execution<'_>) -> Result<u64, tokio_postgres::Error> {
         match self.known(execution.of) {
-            Some(statement) => self.client.execute(&statement, &params(execution.values)).await,
-            None => self.client.execute_typed(&execution.of.text, &typed(execution.values)).await,
+            Some(statement) => self.client().execute(&statement, &params(execution.values)).await,
+            None => self.client().execute_typed(&execution.of.text, &typed(execution.values)).await,
         }
     }
 
-    async fn written_by_all(
-        &self,
-        all: &[Execution<'_>],
-    ) -> Result<Vec<u64>, Stopped<tokio_postgres::Error>> {
+    async fn written_by_all(&self, all: &[Execution<'_>]) -> Result<Vec<u64>, Stopped> {
         self.prepare_all(all).await?;
         let mut done = Vec::with_capacity(all.len());
         for chunk in all.chunks(MAX_PIPELINE) {
@@ -173,8 +198,8 @@ impl<'c> Postgres<'c> {
         &self,
         all: &[Execution<'_>],
         begun: &mut bool,
-        each: &mut (dyn FnMut(usize, &Row) -> Result<()> + Send),
-    ) -> Result<(), Stopped<tokio_postgres::Error>> {
+        each: &mut EachOf<'_>,
+    ) -> Result<(), Stopped> {
         self.prepare_all(all).await?;
         for chunk in all.chunks(MAX_PIPELINE) {
             // All are sent before the first is answered.
@@ -200,8 +225,8 @@ impl<'c> Postgres<'c> {
     async fn scan_bounded(
         &self,
         execution: Execution<'_>,
-        each: &mut (dyn FnMut(&Row) -> Result<bool> + Send),
-    ) -> Result<bool, Stopped<tokio_postgres::Error>> {
+        each: &mut Each<'_>,
+    ) -> Result<bool, Stopped> {
         let mut rows = pin!(self.open(execution).await?);
         while let Some(row) = rows.try_next().await.map_err(|error| execution.failed(error))? {
             if !each(&row).map_err(Stopped::Refused)? {
@@ -215,16 +240,18 @@ impl<'c> Postgres<'c> {
     async fn scan_by_cursor(
         &self,
         execution: Execution<'_>,
-        each: &mut (dyn FnMut(&Row) -> Result<bool> + Send),
-    ) -> Result<bool, Stopped<tokio_postgres::Error>> {
+        each: &mut Each<'_>,
+    ) -> Result<bool, Stopped> {
         let failed = |error| execution.failed(error);
         let declare = format!("DECLARE {CURSOR} NO SCROLL CURSOR FOR {}", execution.of.text);
         let values = typed(execution.values);
         let next = format!("FETCH {MAX_FETCH} FROM {CURSOR}");
         // Both are sent before either is answered.
-        let (declared, rows) =
-            join(self.client.execute_typed(&declare, &values), self.client.query_typed(&next, &[]))
-                .await;
+        let (declared, rows) = join(
+            self.client().execute_typed(&declare, &values),
+            self.client().query_typed(&next, &[]),
+        )
+        .await;
         declared.map_err(failed)?;
         let mut rows = rows.map_err(failed)?;
         let is_whole = 'read: loop {
@@ -236,9 +263,9 @@ impl<'c> Postgres<'c> {
             if rows.len() < MAX_FETCH {
                 break true;
             }
-            rows = self.client.query_typed(&next, &[]).await.map_err(failed)?;
+            rows = self.client().query_typed(&next, &[]).await.map_err(failed)?;
         };
-        self.client.batch_execute(&format!("CLOSE {CURSOR}")).await.map_err(failed)?;
+        self.client().batch_execute(&format!("CLOSE {CURSOR}")).await.map_err(failed)?;
         Ok(is_whole)
     }
 
@@ -246,33 +273,32 @@ impl<'c> Postgres<'c> {
     /// client in an aborted transaction, that one is ended first.
     async fn begin_with(&mut self, text: &str) -> Result<(), tokio_postgres::Error> {
         self.is_open = true;
-        let begun = self.client.batch_execute(text).await;
+        let begun = self.client().batch_execute(text).await;
         if begun.as_ref().is_err_and(is_aborted)
-            && self.scope == Scope::Own
-            && end_transaction(self.client).await.is_ok()
+            && self.is_own()
+            && end_transaction(self.client()).await.is_ok()
         {
-            return self.client.batch_execute(text).await;
+            return self.client().batch_execute(text).await;
         }
         begun
     }
 
     /// Puts right why a statement failed, if it can: it drops prepared statements that the server
     /// has forgotten, and ends an aborted transaction in which a dropped future left the client.
-    async fn recover(&mut self, error: &tokio_postgres::Error) {
+    async fn recover(&mut self, error: &Cause) {
+        let Some(error) = error.downcast_ref() else { return };
         if let Some(prepared) = self.prepared.filter(|_| is_forgotten(error)) {
             prepared.forget();
             (self.recovered, self.was_forgotten) = (true, true);
-        } else if !self.is_open && is_aborted(error) && self.scope == Scope::Own {
-            self.recovered = end_transaction(self.client).await.is_ok();
+        } else if !self.is_open && is_aborted(error) && self.is_own() {
+            self.recovered = end_transaction(self.client()).await.is_ok();
         }
     }
 
     /// Like [`recover`](Self::recover), for an error caused by a driver's error.
     async fn recover_from(&mut self, error: &Error) {
-        if let Error::Busy { cause, .. } = error
-            && let Some(error) = cause.downcast_ref()
-        {
-            self.recover(error).await;
+        if let Error::Busy { cause, .. } = error {
+            self.recover(cause).await;
         }
     }
 }
@@ -282,65 +308,41 @@ impl<'c> Postgres<'c> {
 pub enum TokioPostgres {}
 
 impl Driver for TokioPostgres {
-    const DIALECT: Dialect = Dialect::Postgres;
     type Row<'r> = Row;
-    type Error = tokio_postgres::Error;
 }
 
-impl Executor for Postgres<'_> {
+impl<'c> Connect for Postgres<'c> {
     type Driver = TokioPostgres;
+    type Connection = &'c mut Client;
 
-    fn is_nested(&self) -> bool {
-        self.scope == Scope::Callers
+    fn over(client: &'c mut Client) -> Self {
+        Self::new(Conn::Own(client))
     }
+}
 
-    async fn fetch(
+impl Postgres<'_> {
+    async fn fetch_all(
         &mut self,
         queries: &[Query<'_>],
-        mut each: impl FnMut(usize, &Row) -> Result<()> + Send,
-    ) -> Result<(), Stopped<tokio_postgres::Error>> {
+        each: &mut EachOf<'_>,
+    ) -> Result<(), Stopped> {
         let all = executions(queries);
         let mut begun = false;
-        let read = self.read_all(&all, &mut begun, &mut each).await;
+        let read = self.read_all(&all, &mut begun, each).await;
         let Err(Stopped::Failed { error, .. }) = &read else { return read };
-        self.recover(error).await;
+        self.recover(&error.cause).await;
         // On a client the queries were their own transaction, of which nothing is left.
-        if !begun
-            && !self.is_open
-            && self.scope == Scope::Own
-            && std::mem::take(&mut self.recovered)
-        {
-            return self.read_all(&all, &mut begun, &mut each).await;
+        if !begun && !self.is_open && self.is_own() && std::mem::take(&mut self.recovered) {
+            return self.read_all(&all, &mut begun, each).await;
         }
         read
     }
 
-    async fn scan(
-        &mut self,
-        query: &Query<'_>,
-        mut each: impl FnMut(&Row) -> Result<bool> + Send,
-    ) -> Result<(), Stopped<tokio_postgres::Error>> {
-        for execution in executions(std::slice::from_ref(query)) {
-            let all = if query.is_bounded() {
-                self.scan_bounded(execution, &mut each).await?
-            } else {
-                self.scan_by_cursor(execution, &mut each).await?
-            };
-            if !all {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    async fn execute(
-        &mut self,
-        queries: &[Query<'_>],
-    ) -> Result<Vec<u64>, Stopped<tokio_postgres::Error>> {
+    async fn execute_all(&mut self, queries: &[Query<'_>]) -> Result<Vec<u64>, Stopped> {
         let all = executions(queries);
         let done = self.written_by_all(&all).await;
         if let Err(Stopped::Failed { error, .. }) = &done {
-            self.recover(error).await;
+            self.recover(&error.cause).await;
         }
         let mut written = vec![0; queries.len()];
         for (execution, rows) in all.iter().zip(done?) {
@@ -352,30 +354,9 @@ impl Executor for Postgres<'_> {
         Ok(written)
     }
 
-    async fn run(&mut self, script: &str) -> Result<(), tokio_postgres::Error> {
-        self.client.batch_execute(script).await
-    }
-
-    async fn begin(&mut self) -> Result<(), tokio_postgres::Error> {
-        let text = if self.scope == Scope::Own {
-            "BEGIN".to_owned()
-        } else {
-            format!("SAVEPOINT {SAVEPOINT}")
-        };
-        self.begin_with(&text).await
-    }
-
-    async fn begin_read(&mut self, reading: Reading<'_>) -> Result<(), tokio_postgres::Error> {
-        self.begin_with(&format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {}",
-            reading.script
-        ))
-        .await
-    }
-
     /// Outside a transaction, a statement begins when its transaction does.
-    async fn is_idle(&mut self) -> Result<bool, tokio_postgres::Error> {
-        match self.client.simple_query("SELECT now() = statement_timestamp()").await {
+    async fn asks_whether_idle(&self) -> Result<bool, tokio_postgres::Error> {
+        match self.client().simple_query("SELECT now() = statement_timestamp()").await {
             Ok(answer) => Ok(answer.iter().any(|message| match message {
                 SimpleQueryMessage::Row(row) => row.get(0) == Some("t"),
                 _ => false,
@@ -385,58 +366,132 @@ impl Executor for Postgres<'_> {
         }
     }
 
-    /// The outcome is unknown unless the server itself reports that it rolled the transaction back.
-    async fn commit(&mut self) -> Result<(), NotCommitted<tokio_postgres::Error>> {
-        let text = if self.scope == Scope::Own {
-            "COMMIT".to_owned()
-        } else {
-            format!("RELEASE SAVEPOINT {SAVEPOINT}")
-        };
-        match self.client.batch_execute(&text).await {
-            Ok(()) => {
-                self.is_open = false;
-                Ok(())
+    async fn end(&mut self) -> bool {
+        match self.conn {
+            Conn::Callers(_) => {
+                // Aborts the caller's transaction: a commit of it now rolls it back.
+                let _ = self.client().batch_execute("SELECT 1 / 0").await;
+                true
             }
-            Err(error) if is_refused(&error) => Err(NotCommitted::Refused(error)),
-            Err(error) => Err(NotCommitted::Unknown(error)),
+            Conn::Savepoint(_) => {
+                // The caller's transaction is left to the caller. If the rollback to the savepoint
+                // fails, it is aborted.
+                let _ = self.client().batch_execute(&roll_back_to_savepoint()).await;
+                self.is_open = false;
+                true
+            }
+            Conn::Own(_) => {
+                let ended = end_transaction(self.client()).await.is_ok();
+                self.is_open = false;
+                ended || self.client().is_closed()
+            }
         }
-    }
-
-    async fn roll_back(&mut self) -> bool {
-        if self.scope == Scope::Callers {
-            // Aborts the caller's transaction: a commit of it now rolls it back.
-            let _ = self.client.batch_execute("SELECT 1 / 0").await;
-            return true;
-        }
-        if self.scope == Scope::Savepoint {
-            // The caller's transaction is left to the caller. If the rollback to the savepoint
-            // fails, it is aborted.
-            let _ = self.client.batch_execute(&roll_back_to_savepoint()).await;
-            self.is_open = false;
-            return true;
-        }
-        let ended = end_transaction(self.client).await.is_ok();
-        self.is_open = false;
-        ended || self.client.is_closed()
-    }
-
-    fn may_run_again(&mut self) -> bool {
-        std::mem::take(&mut self.recovered) && self.scope != Scope::Callers
     }
 }
 
-/// A dropped future may have begun a transaction without reporting it.
-impl Drop for Postgres<'_> {
-    fn drop(&mut self) {
-        if self.is_open {
-            let text = if self.scope == Scope::Own {
-                "ROLLBACK".to_owned()
+impl Executor for Postgres<'_> {
+    fn dialect(&self) -> Dialect {
+        Dialect::Postgres
+    }
+
+    fn kind_of(&self, cause: &Cause) -> ErrorKind {
+        cause.downcast_ref().map_or(ErrorKind::Other, kind)
+    }
+
+    fn is_nested(&self) -> bool {
+        matches!(self.conn, Conn::Callers(_))
+    }
+
+    fn fetch<'x>(
+        &'x mut self,
+        queries: &'x [Query<'_>],
+        each: &'x mut EachOf<'_>,
+    ) -> Reply<'x, Result<(), Stopped>> {
+        Reply::later(self.fetch_all(queries, each))
+    }
+
+    fn scan<'x>(
+        &'x mut self,
+        query: &'x Query<'_>,
+        each: &'x mut Each<'_>,
+    ) -> Reply<'x, Result<(), Stopped>> {
+        Reply::later(async move {
+            for execution in executions(std::slice::from_ref(query)) {
+                let all = if query.is_bounded() {
+                    self.scan_bounded(execution, each).await?
+                } else {
+                    self.scan_by_cursor(execution, each).await?
+                };
+                if !all {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn execute<'x>(&'x mut self, queries: &'x [Query<'_>]) -> Reply<'x, Result<Vec<u64>, Stopped>> {
+        Reply::later(self.execute_all(queries))
+    }
+
+    fn run<'x>(&'x mut self, script: &'x str) -> Reply<'x, Result<(), Failure>> {
+        Reply::later(async move { self.client().batch_execute(script).await.map_err(Into::into) })
+    }
+
+    fn begin(&mut self) -> Reply<'_, Result<(), Failure>> {
+        Reply::later(async move {
+            let text =
+                if self.is_own() { "BEGIN".to_owned() } else { format!("SAVEPOINT {SAVEPOINT}") };
+            self.begin_with(&text).await.map_err(Into::into)
+        })
+    }
+
+    fn begin_read<'x>(&'x mut self, reading: Reading<'x>) -> Reply<'x, Result<(), Failure>> {
+        Reply::later(async move {
+            let text =
+                format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {}", reading.script);
+            self.begin_with(&text).await.map_err(Into::into)
+        })
+    }
+
+    fn is_idle(&mut self) -> Reply<'_, Result<bool, Failure>> {
+        Reply::later(async move { self.asks_whether_idle().await.map_err(Into::into) })
+    }
+
+    /// The outcome is unknown unless the server itself reports that it rolled the transaction back.
+    fn commit(&mut self) -> Reply<'_, Result<(), NotCommitted>> {
+        Reply::later(async move {
+            let text = if self.is_own() {
+                "COMMIT".to_owned()
             } else {
-                roll_back_to_savepoint()
+                format!("RELEASE SAVEPOINT {SAVEPOINT}")
             };
+            match self.client().batch_execute(&text).await {
+                Ok(()) => {
+                    self.is_open = false;
+                    Ok(())
+                }
+                Err(error) if is_refused(&error) => Err(NotCommitted::Refused(error.into())),
+                Err(error) => Err(NotCommitted::Unknown(error.into())),
+            }
+        })
+    }
+
+    fn roll_back(&mut self) -> Reply<'_, bool> {
+        Reply::later(self.end())
+    }
+
+    fn may_run_again(&mut self) -> bool {
+        std::mem::take(&mut self.recovered) && !self.is_nested()
+    }
+
+    fn finish(&mut self) {
+        if std::mem::take(&mut self.is_open) {
+            let text = if self.is_own() { "ROLLBACK".to_owned() } else { roll_back_to_savepoint() };
             // The message is sent at the first poll.
-            let _ = self.client.batch_execute(&text).now_or_never();
+            let _ = self.client().batch_execute(&text).now_or_never();
         }
+        (self.recovered, self.was_forgotten) = (false, false);
     }
 }
 
@@ -547,8 +602,8 @@ pub(crate) fn commit_failed(operation: &str, error: tokio_postgres::Error) -> Er
 }
 
 /// An error after which it is unknown whether the operation was applied.
-fn unknown(operation: &str, error: tokio_postgres::Error) -> Error {
-    Error::Indeterminate { operation: operation.to_owned(), cause: error.into() }
+fn unknown(operation: &str, error: impl Into<Failure>) -> Error {
+    Error::Indeterminate { operation: operation.to_owned(), cause: error.into().cause }
 }
 
 /// Whether the server itself reported the error and keeps the connection. Then it rolls back what
@@ -557,36 +612,40 @@ fn is_refused(error: &tokio_postgres::Error) -> bool {
     error.as_db_error().is_some_and(|db| db.parsed_severity() == Some(Severity::Error))
 }
 
-impl DriverError for tokio_postgres::Error {
-    fn kind(&self) -> ErrorKind {
-        if let Some(reason) = busy(self) {
-            return ErrorKind::Busy(reason);
-        }
-        match self.code() {
-            Some(&SqlState::NUMERIC_VALUE_OUT_OF_RANGE) => ErrorKind::Overflow,
-            // The server names an absent table only in the message.
-            Some(&SqlState::UNDEFINED_TABLE) => ErrorKind::NoTable(None),
-            Some(&(SqlState::READ_ONLY_SQL_TRANSACTION | SqlState::INSUFFICIENT_PRIVILEGE)) => {
-                ErrorKind::ReadOnly
-            }
-            _ if is_misfit(self) => ErrorKind::Misfit,
-            _ => ErrorKind::Other,
-        }
-    }
+fn is_refused_by(cause: &Cause) -> bool {
+    cause.downcast_ref().is_some_and(is_refused)
+}
 
-    fn into_cause(self) -> Cause {
-        self.into()
+impl From<tokio_postgres::Error> for Failure {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self { kind: kind(&error), fault: fault(&error), cause: error.into() }
     }
+}
 
-    /// Of the classes "cardinality violation", "data exception", and "syntax error or access rule
-    /// violation".
-    fn fault(&self) -> Option<String> {
-        let said = self.as_db_error()?;
-        ["21", "22", "42"]
-            .iter()
-            .any(|class| said.code().code().starts_with(class))
-            .then(|| text_of(said))
+fn kind(error: &tokio_postgres::Error) -> ErrorKind {
+    if let Some(reason) = busy(error) {
+        return ErrorKind::Busy(reason);
     }
+    match error.code() {
+        Some(&SqlState::NUMERIC_VALUE_OUT_OF_RANGE) => ErrorKind::Overflow,
+        // The server names an absent table only in the message.
+        Some(&SqlState::UNDEFINED_TABLE) => ErrorKind::NoTable(None),
+        Some(&(SqlState::READ_ONLY_SQL_TRANSACTION | SqlState::INSUFFICIENT_PRIVILEGE)) => {
+            ErrorKind::ReadOnly
+        }
+        _ if is_misfit(error) => ErrorKind::Misfit,
+        _ => ErrorKind::Other,
+    }
+}
+
+/// Of the classes "cardinality violation", "data exception", and "syntax error or access rule
+/// violation".
+fn fault(error: &tokio_postgres::Error) -> Option<String> {
+    let said = error.as_db_error()?;
+    ["21", "22", "42"]
+        .iter()
+        .any(|class| said.code().code().starts_with(class))
+        .then(|| text_of(said))
 }
 
 /// What the server said of a statement or its rows.

@@ -13,8 +13,8 @@ use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 
 use super::prepared::{NAME, PreparedStatements};
 use super::{
-    Execution, MAX_PIPELINE, Postgres, commit_failed, executions, is_refused, kind_of, literal,
-    params, unknown,
+    Execution, MAX_PIPELINE, Postgres, commit_failed, executions, is_refused, is_refused_by,
+    kind_of, literal, params, unknown,
 };
 use crate::batch::Batch;
 use crate::engine::write::{self, Failed, Writes, operation};
@@ -22,6 +22,7 @@ use crate::engine::{Whose, begin, failed, run_again, still_open};
 use crate::error::{Cause, Error, Result};
 use crate::executor::{Executor as _, Stopped};
 use crate::schema::Schema;
+use crate::sql::Dialect;
 use crate::store::Applied;
 use crate::stream_range::StreamRange;
 
@@ -111,7 +112,7 @@ impl Postgres<'_> {
         if !write::is_plain(schema) {
             return Ok(None);
         }
-        let writes = Writes::of(Self::DIALECT, schema, batch, false)?;
+        let writes = Writes::of(Dialect::Postgres, schema, batch, false)?;
         let all = executions(&writes.queries);
         if all.len() > MAX_PIPELINE || rows.len() > MAX_PIPELINE {
             return Ok(None);
@@ -183,7 +184,7 @@ impl Postgres<'_> {
     /// wrote, and the error that stopped the rest.
     async fn send(&self, message: &str) -> (Vec<u64>, Option<tokio_postgres::Error>) {
         let mut written = Vec::new();
-        let mut answers = match self.client.simple_query_raw(message).await {
+        let mut answers = match self.client().simple_query_raw(message).await {
             Ok(answers) => pin!(answers),
             Err(error) => return (written, Some(error)),
         };
@@ -213,7 +214,7 @@ impl Postgres<'_> {
         let rows =
             rows.iter().map(|row| (row.text, row.statement.params().to_vec(), row.values.to_vec()));
         for (text, kinds, values) in rows.chain(own) {
-            let named = prepared.name(self.client, text, &kinds).await;
+            let named = prepared.name(self.client(), text, &kinds).await;
             let Some(name) =
                 named.map_err(|error| failed(Whose::Connection, "preparing a statement", error))?
             else {
@@ -256,8 +257,8 @@ impl Postgres<'_> {
         };
         let (written, totals, committed) = match rows {
             Ok(rows) => {
-                let (rows, totals) = (run_rows(self.client, &rows), self.written_by_all(all));
-                join3(rows, totals, self.client.batch_execute("COMMIT")).await
+                let (rows, totals) = (run_rows(self.client(), &rows), self.written_by_all(all));
+                join3(rows, totals, self.client().batch_execute("COMMIT")).await
             }
             Err(failed) => return Err(self.ended(batch, failed).await),
         };
@@ -274,7 +275,7 @@ impl Postgres<'_> {
             .into()
         });
         let totals = totals.map_err(|stopped| match stopped {
-            Stopped::Failed { error, .. } if !is_refused(&error) => {
+            Stopped::Failed { error, .. } if !is_refused_by(&error.cause) => {
                 unknown(&operation(batch, None), error).into()
             }
             stopped => writes.failed(batch, None, stopped),
@@ -369,7 +370,7 @@ async fn write_rows(
         return Ok((Vec::new(), Applied::skipped()));
     }
     let rows = executor.rows(rows).await?;
-    let written = run_rows(executor.client, &rows).await.map_err(row_failed)?;
+    let written = run_rows(executor.client(), &rows).await.map_err(row_failed)?;
     if batch.is_empty() && stream_range.is_none() {
         return Ok((written, Applied::default()));
     }

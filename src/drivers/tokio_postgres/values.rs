@@ -3,7 +3,10 @@
 use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 
-use crate::executor::{Column, Row};
+use super::TokioPostgres;
+use crate::batch::Batch;
+use crate::error::Cause;
+use crate::executor::{Column, Reader, Row};
 use crate::sql::Value;
 
 /// The parameters of a prepared query.
@@ -142,5 +145,8 @@ impl Row for tokio_postgres::Row {
             Ok(Some(Received(column))) => column,
             Ok(None) => Column::Null,
         }
+    }
+    fn read(&self, reader: &Reader, to: &mut Batch) -> Result<(), Cause> {
+        reader.read::<TokioPostgres>(self, to)
     }
 }

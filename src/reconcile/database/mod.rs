@@ -8,7 +8,8 @@ mod rollup_spans;
 mod rollup_tables;
 mod row_source;
 mod run_progress;
-pub(super) mod source_statements;
+mod source_check;
+mod source_statements;
 mod transaction_settings;
 
 #[cfg(test)]
@@ -17,15 +18,12 @@ mod tests;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-#[cfg(feature = "postgres")]
 pub(super) use self::record_source::Unfound;
 pub use self::record_source::{Columns, Rows};
 use self::rollup_source::RollupSource;
 use self::rollup_spans::{Plan, merge_up_to};
-pub(super) use self::row_source::{RowSource, source_failed};
+use self::row_source::{RowSource, source_failed, source_stopped};
 use self::run_progress::{keep_run, kept_of, ready_in};
-#[cfg(feature = "postgres")]
-pub(super) use self::transaction_settings::of_page;
 use super::audit::{
     self, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, Recount, RepairRequest,
     Repaired,
@@ -35,7 +33,7 @@ use crate::batch::Batch;
 use crate::counter::CounterId;
 use crate::engine::{self, OrFailed as _, Whose, failed, prune, read, still_open, transact, write};
 use crate::error::{Error, Result};
-use crate::executor::{Column, Driver, Executor, Reading, Row as _};
+use crate::executor::{Column, Executor, Reading};
 use crate::key::KeyBuf;
 use crate::schema::Schema;
 use crate::sql::{self, Dialect, Query};
@@ -56,10 +54,11 @@ macro_rules! in_snapshot {
 
 /// What an audit knows of its database, apart from the connection.
 #[derive(Debug)]
-pub(super) struct Database<'a, D: Driver> {
+pub(super) struct Database<'a> {
+    dialect: Dialect,
     schema: &'a Schema,
     identity: u64,
-    sources: Vec<RowSource<'a, D>>,
+    sources: Vec<RowSource>,
     /// Of the rollup whose pages are being compared.
     plan: Option<Plan>,
     pub(super) limits: Limits,
@@ -78,16 +77,23 @@ impl Default for Limits {
     }
 }
 
-impl<'a, D: Driver> Database<'a, D> {
+impl<'a> Database<'a> {
     /// Checks the tables of totals.
-    pub(super) async fn of<E: Executor<Driver = D>>(
+    pub(super) async fn of<E: Executor + ?Sized>(
         executor: &mut E,
         schema: &'a Schema,
     ) -> Result<Self> {
         refuse_transaction(executor).await?;
         engine::tables::check(executor, schema).await?;
         let identity = engine::tables::identity(executor, schema).await?;
-        Ok(Self { schema, identity, sources: Vec::new(), plan: None, limits: Limits::default() })
+        Ok(Self {
+            dialect: executor.dialect(),
+            schema,
+            identity,
+            sources: Vec::new(),
+            plan: None,
+            limits: Limits::default(),
+        })
     }
 
     pub(super) const fn schema(&self) -> &'a Schema {
@@ -99,11 +105,20 @@ impl<'a, D: Driver> Database<'a, D> {
     }
 
     /// Adds counters' sources, or replaces them.
-    pub(super) fn put(&mut self, sources: Vec<RowSource<'a, D>>) {
+    pub(super) async fn add<E: Executor + ?Sized>(
+        &mut self,
+        executor: &mut E,
+        sources: Vec<Unfound>,
+    ) -> Result<()> {
+        let mut found = Vec::new();
         for source in sources {
+            found.push(source_check::look(executor, source).await?);
+        }
+        for source in found {
             self.sources.retain(|known| known.counter != source.counter);
             self.sources.push(source);
         }
+        Ok(())
     }
 
     /// The counters that have a source, and the rollups of them.
@@ -111,7 +126,7 @@ impl<'a, D: Driver> Database<'a, D> {
         audit::with_rollups(self.schema, self.sources.iter().map(|source| source.counter).collect())
     }
 
-    pub(super) async fn faulty_rows<E: Executor<Driver = D>>(
+    pub(super) async fn faulty_rows<E: Executor + ?Sized>(
         &mut self,
         executor: &mut E,
         counter: &CounterId,
@@ -126,7 +141,7 @@ impl<'a, D: Driver> Database<'a, D> {
         })
     }
 
-    pub(super) async fn probe<E: Executor<Driver = D>>(
+    pub(super) async fn probe<E: Executor + ?Sized>(
         &mut self,
         executor: &mut E,
         ask: &Probe,
@@ -150,7 +165,7 @@ impl<'a, D: Driver> Database<'a, D> {
         })
     }
 
-    pub(super) async fn compare<E: Executor<Driver = D>>(
+    pub(super) async fn compare<E: Executor + ?Sized>(
         &mut self,
         executor: &mut E,
         ask: &PageRequest,
@@ -184,7 +199,7 @@ impl<'a, D: Driver> Database<'a, D> {
     }
 
     /// Compares a page, in a snapshot. Returns also what must still be so after it, if keys differ.
-    async fn compare_in<E: Executor<Driver = D>>(
+    async fn compare_in<E: Executor + ?Sized>(
         &mut self,
         executor: &mut E,
         plan: &mut Option<Plan>,
@@ -195,7 +210,7 @@ impl<'a, D: Driver> Database<'a, D> {
         let expected = self.expected(executor, counter, false).await?;
         let (range, limit) =
             (crate::store::behind(counter, ask.after.as_ref())?, ask.keys.saturating_add(1));
-        let totals = sql::range(E::DIALECT, schema.spec(counter)?, &range, limit)?;
+        let totals = sql::range(executor.dialect(), schema.spec(counter)?, &range, limit)?;
         let Page { totals, recounts, end } = match &expected {
             Expected::Rows(source) => source.page(executor, totals, ask).await?,
             Expected::Totals(source) => {
@@ -221,7 +236,7 @@ impl<'a, D: Driver> Database<'a, D> {
         Ok((diff, watched))
     }
 
-    pub(super) async fn repair<E: Executor<Driver = D>>(
+    pub(super) async fn repair<E: Executor + ?Sized>(
         &mut self,
         executor: &mut E,
         ask: &RepairRequest,
@@ -244,7 +259,7 @@ impl<'a, D: Driver> Database<'a, D> {
     /// Locks the totals of keys, recounts them, and adds the differences. In PostgreSQL, each
     /// statement sees what was committed when it began, so that nobody changes the locked totals
     /// before they are recounted.
-    async fn repair_in<E: Executor<Driver = D>>(
+    async fn repair_in<E: Executor + ?Sized>(
         &mut self,
         executor: &mut E,
         ask: &RepairRequest,
@@ -252,7 +267,7 @@ impl<'a, D: Driver> Database<'a, D> {
     ) -> Result<Repaired> {
         let (counter, schema) = (&ask.counter, self.schema);
         let is_indexed = self.source(counter).is_none_or(|source| source.target.is_indexed());
-        let settings = transaction_settings::of_repair(E::DIALECT, self.limits, is_indexed);
+        let settings = transaction_settings::of_repair(executor.dialect(), self.limits, is_indexed);
         set(executor, &settings, operation).await?;
         let expected = self.expected(executor, counter, true).await?;
         write::lock_above(executor, schema, counter, &ask.keys).await?;
@@ -261,7 +276,7 @@ impl<'a, D: Driver> Database<'a, D> {
         add_differences(executor, schema, counter, (&ask.keys, &stored), &expected_all).await
     }
 
-    pub(super) async fn recall<E: Executor<Driver = D>>(
+    pub(super) async fn recall<E: Executor + ?Sized>(
         &self,
         executor: &mut E,
         token: &Token,
@@ -270,7 +285,7 @@ impl<'a, D: Driver> Database<'a, D> {
         kept_of(executor, token.run()).await
     }
 
-    pub(super) async fn keep<E: Executor<Driver = D>>(
+    pub(super) async fn keep<E: Executor + ?Sized>(
         &self,
         executor: &mut E,
         ask: &Keep,
@@ -280,21 +295,21 @@ impl<'a, D: Driver> Database<'a, D> {
     }
 
     /// Ends a backfill. Whether the commit came through or not, it may be said again.
-    pub(super) async fn ready<E: Executor<Driver = D>>(
+    pub(super) async fn ready<E: Executor + ?Sized>(
         &self,
         executor: &mut E,
         ask: &Ready,
     ) -> Result<Kept> {
         refuse_nested(executor)?;
         let operation = format!("ending the backfill of counter {}", ask.counter.full_name());
-        let settings = transaction_settings::of_ready(E::DIALECT, self.limits);
+        let settings = transaction_settings::of_ready(executor.dialect(), self.limits);
         transact!(executor, operation, async {
             set(executor, &settings, &operation).await?;
             ready_in(executor, ask).await
         })
     }
 
-    fn source(&self, counter: &CounterId) -> Option<&RowSource<'a, D>> {
+    fn source(&self, counter: &CounterId) -> Option<&RowSource> {
         self.sources.iter().find(|source| source.counter == *counter)
     }
 
@@ -306,7 +321,9 @@ impl<'a, D: Driver> Database<'a, D> {
     /// The same for a page, where a rollup is read by settings of its own.
     fn opening_of_page(&self, counter: &CounterId) -> Result<Opening> {
         let script = match self.schema.spec(counter)?.rollup() {
-            Some(rollup) => transaction_settings::of_rollup_page(D::DIALECT, rollup.keeps_suffix()),
+            Some(rollup) => {
+                transaction_settings::of_rollup_page(self.dialect, rollup.keeps_suffix())
+            }
             None => return Ok(self.opening(counter)),
         };
         Ok(Opening { script, is_locked: false })
@@ -314,17 +331,17 @@ impl<'a, D: Driver> Database<'a, D> {
 
     /// What a counter is recounted from, down to its cutoff. With `lock`, it is not pruned further
     /// until the transaction ends, nor is what a repair propagates to.
-    async fn expected<E: Executor<Driver = D>>(
+    async fn expected<E: Executor + ?Sized>(
         &mut self,
         executor: &mut E,
         counter: &CounterId,
         lock: bool,
-    ) -> Result<Expected<'_, 'a, D>> {
+    ) -> Result<Expected<'_>> {
         let schema = self.schema;
         let watched = if lock { prune::read_with(schema, vec![*counter]) } else { vec![*counter] };
         let cutoffs = prune::cutoffs(executor, schema, &watched, lock).await?;
         if let Some(rollup) = schema.spec(counter)?.rollup() {
-            let source = RollupSource::of(schema, E::DIALECT, *counter, rollup)?;
+            let source = RollupSource::of(schema, executor.dialect(), *counter, rollup)?;
             return Ok(Expected::Totals(Box::new(source)));
         }
         let found = self.sources.iter_mut().find(|source| source.counter == *counter);
@@ -337,14 +354,14 @@ impl<'a, D: Driver> Database<'a, D> {
 }
 
 /// What a counter is recounted from: its rows, or the totals that a rollup sums.
-enum Expected<'s, 'a, D: Driver> {
-    Rows(&'s RowSource<'a, D>),
+enum Expected<'s> {
+    Rows(&'s RowSource),
     Totals(Box<RollupSource>),
 }
 
-impl<D: Driver> Expected<'_, '_, D> {
+impl Expected<'_> {
     /// The sums of these keys; those without any may be left out.
-    async fn recount<E: Executor<Driver = D>>(
+    async fn recount<E: Executor + ?Sized>(
         &self,
         executor: &mut E,
         keys: &[KeyBuf],
@@ -355,7 +372,7 @@ impl<D: Driver> Expected<'_, '_, D> {
         }
     }
 
-    async fn is_empty<E: Executor<Driver = D>>(&self, executor: &mut E) -> Result<bool> {
+    async fn is_empty<E: Executor + ?Sized>(&self, executor: &mut E) -> Result<bool> {
         match self {
             Self::Rows(source) => source.is_empty(executor).await,
             Self::Totals(source) => source.is_empty(executor).await,
@@ -390,7 +407,7 @@ impl Opening {
     }
 }
 
-pub(super) async fn begin_read<E: Executor>(
+pub(super) async fn begin_read<E: Executor + ?Sized>(
     executor: &mut E,
     reading: Reading<'_>,
     counter: &CounterId,
@@ -401,7 +418,7 @@ pub(super) async fn begin_read<E: Executor>(
     Err(if executor.roll_back().await { error } else { still_open("opening the source", error) })
 }
 
-pub(super) async fn end_read<E: Executor, T>(
+pub(super) async fn end_read<E: Executor + ?Sized, T>(
     executor: &mut E,
     counter: &CounterId,
     done: Result<T>,
@@ -416,7 +433,11 @@ pub(super) async fn end_read<E: Executor, T>(
 }
 
 /// Makes settings until the transaction ends.
-async fn set<E: Executor>(executor: &mut E, settings: &str, operation: &str) -> Result<()> {
+async fn set<E: Executor + ?Sized>(
+    executor: &mut E,
+    settings: &str,
+    operation: &str,
+) -> Result<()> {
     if settings.is_empty() {
         return Ok(());
     }
@@ -424,24 +445,26 @@ async fn set<E: Executor>(executor: &mut E, settings: &str, operation: &str) -> 
 }
 
 /// All columns that a query returns.
-async fn answer<E: Executor>(
+async fn answer<E: Executor + ?Sized>(
     executor: &mut E,
     counter: &CounterId,
     query: &Query<'_>,
 ) -> Result<Vec<Column<'static>>> {
     let mut columns = Vec::new();
-    let read = executor.fetch(std::slice::from_ref(query), |_, row| {
-        columns.extend((0..row.len()).map(|at| row.column(at).into_owned()));
-        Ok(())
-    });
+    let read = executor
+        .fetch(std::slice::from_ref(query), &mut |_, row| {
+            columns.extend((0..row.len()).map(|at| row.column(at).into_owned()));
+            Ok(())
+        })
+        .await;
     let what = "inspecting the tables of the source";
-    read.await.or_failed_on(what, counter)?;
+    read.or_failed_on(what, counter)?;
     Ok(columns)
 }
 
 /// Adds to these locked totals the difference to the expected ones, and removes those that are
 /// then 0.
-async fn add_differences<E: Executor>(
+async fn add_differences<E: Executor + ?Sized>(
     executor: &mut E,
     schema: &Schema,
     counter: &CounterId,
@@ -461,49 +484,41 @@ async fn add_differences<E: Executor>(
 }
 
 /// An audit begins transactions of its own. This asks the database.
-async fn refuse_transaction<E: Executor>(executor: &mut E) -> Result<()> {
+async fn refuse_transaction<E: Executor + ?Sized>(executor: &mut E) -> Result<()> {
     match executor.is_idle().await {
         Ok(true) => Ok(()),
-        Ok(false) => Err(inside_transaction::<E>()),
+        Ok(false) => Err(inside_transaction()),
         Err(error) => Err(failed(Whose::Connection, "inspecting the connection", error)),
     }
 }
 
 /// The same, as far as the driver knows it without asking.
-fn refuse_nested<E: Executor>(executor: &E) -> Result<()> {
-    if executor.is_nested() { Err(inside_transaction::<E>()) } else { Ok(()) }
+fn refuse_nested<E: Executor + ?Sized>(executor: &E) -> Result<()> {
+    if executor.is_nested() { Err(inside_transaction()) } else { Ok(()) }
 }
 
-fn inside_transaction<E: Executor>() -> Error {
-    Error::invalid_use(
-        handle::<E>(),
-        format!("it is inside a transaction; an audit needs a {} of its own", handle::<E>()),
-    )
-}
-
-/// What the libraries call a connection.
-const fn handle<E: Executor>() -> &'static str {
-    match E::DIALECT {
-        Dialect::Sqlite => "connection",
-        Dialect::Postgres => "client",
-    }
+fn inside_transaction() -> Error {
+    let reason = "it is inside a transaction; an audit needs a connection of its own";
+    Error::invalid_use("connection", reason)
 }
 
 /// A replica, and a role that may only read, can verify and nothing else.
-async fn refuse_read_only<E: Executor>(executor: &mut E) -> Result<()> {
-    let Some(query) = transaction_settings::read_only(E::DIALECT) else { return Ok(()) };
+async fn refuse_read_only<E: Executor + ?Sized>(executor: &mut E) -> Result<()> {
+    let Some(query) = transaction_settings::read_only(executor.dialect()) else { return Ok(()) };
     let mut reason = None;
-    let read = executor.fetch(std::slice::from_ref(&query), |_, row| {
-        if let Column::Text(text) = row.column(0) {
-            reason = Some(text.into_owned());
-        }
-        Ok(())
-    });
+    let read = executor
+        .fetch(std::slice::from_ref(&query), &mut |_, row| {
+            if let Column::Text(text) = row.column(0) {
+                reason = Some(text.into_owned());
+            }
+            Ok(())
+        })
+        .await;
     let operation = "asking whether the server accepts writes";
-    read.await.or_failed(Whose::Connection, operation)?;
+    read.or_failed(Whose::Connection, operation)?;
     match reason.as_deref() {
         Some("") => Ok(()),
-        Some(reason) => Err(Error::invalid_use(handle::<E>(), reason)),
+        Some(reason) => Err(Error::invalid_use("connection", reason)),
         None => {
             Err(Error::Database { operation: operation.to_owned(), cause: "it did not say".into() })
         }

@@ -1,16 +1,18 @@
 //! Says where the rows of a record are, and how they count for each counter.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
-use super::row_source::{Reader, RowSource};
+use super::row_source::RowSource;
 use super::source_statements::{From as Origin, Name, Target};
 use crate::batch::Record;
 use crate::counter::{Counter, CounterId};
 use crate::error::{Cause, Result};
-use crate::executor::Driver;
+use crate::executor::{Driver, Reader};
 use crate::key::Key;
 use crate::schema::Schema;
+use crate::sql::Dialect;
 
 /// The rows of a record: where they are, how each is read, and which columns are the keys of the
 /// counters that they count for.
@@ -18,14 +20,15 @@ use crate::schema::Schema;
 /// State the rows of a record once, with [`key`](Self::key) for each of its counters. Use it as
 /// [`SqliteRows`](crate::reconcile::SqliteRows) or
 /// [`PostgresRows`](crate::reconcile::PostgresRows).
-pub struct Rows<'a, D: Driver> {
+pub struct Rows<D: Driver> {
     from: Origin,
     columns: String,
-    reader: Arc<Reader<'a, D>>,
+    reader: Arc<Reader>,
     keys: Vec<(CounterId, Columns)>,
+    of: PhantomData<D>,
 }
 
-impl<'a, D: Driver> Rows<'a, D> {
+impl<D: Driver> Rows<D> {
     /// Creates the source of a table's rows, without a counter yet. `read` makes a record of a row.
     ///
     /// The table may have a schema prefix, as in `app.votes`; put a name with a dot in it in double
@@ -33,7 +36,7 @@ impl<'a, D: Driver> Rows<'a, D> {
     #[must_use]
     pub fn of<R: Record>(
         table: &str,
-        read: impl Fn(&D::Row<'_>) -> Result<R, Cause> + Send + Sync + 'a,
+        read: impl Fn(&D::Row<'_>) -> Result<R, Cause> + Send + Sync + 'static,
     ) -> Self {
         Self::over(Origin::Table(Name::new(table)), read)
     }
@@ -44,21 +47,20 @@ impl<'a, D: Driver> Rows<'a, D> {
     #[must_use]
     pub fn query<R: Record>(
         query: &str,
-        read: impl Fn(&D::Row<'_>) -> Result<R, Cause> + Send + Sync + 'a,
+        read: impl Fn(&D::Row<'_>) -> Result<R, Cause> + Send + Sync + 'static,
     ) -> Self {
         Self::over(Origin::Query(query.to_owned()), read)
     }
 
     fn over<R: Record>(
         from: Origin,
-        read: impl Fn(&D::Row<'_>) -> Result<R, Cause> + Send + Sync + 'a,
+        read: impl Fn(&D::Row<'_>) -> Result<R, Cause> + Send + Sync + 'static,
     ) -> Self {
-        let reader: Arc<Reader<'a, D>> =
-            Arc::new(move |row: &D::Row<'_>, to: &mut crate::Batch| {
-                to.insert(&read(row)?);
-                Ok(())
-            });
-        Self { from, columns: "r.*".to_owned(), reader, keys: Vec::new() }
+        let reader = Arc::new(Reader::new::<D>(move |row, to| {
+            to.insert(&read(row)?);
+            Ok(())
+        }));
+        Self { from, columns: "r.*".to_owned(), reader, keys: Vec::new(), of: PhantomData }
     }
 
     /// Sets the columns that are read of a row, as a select list; the default is all.
@@ -82,8 +84,8 @@ impl<'a, D: Driver> Rows<'a, D> {
     }
 
     /// The source of each counter, with names of tables that are not found yet.
-    pub(in crate::reconcile) fn sources(self, schema: &Schema) -> Result<Vec<Unfound<'a, D>>> {
-        let Self { from, columns, reader, keys } = self;
+    pub(in crate::reconcile) fn sources(self, schema: &Schema) -> Result<Vec<Unfound>> {
+        let Self { from, columns, reader, keys, .. } = self;
         let source = |(counter, of): (CounterId, Columns)| {
             let target = of.target(from.clone(), &columns);
             target.check(schema, &counter, of.is_by_tally())?;
@@ -93,7 +95,7 @@ impl<'a, D: Driver> Rows<'a, D> {
     }
 }
 
-impl<D: Driver> fmt::Debug for Rows<'_, D> {
+impl<D: Driver> fmt::Debug for Rows<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Rows")
             .field("from", &self.from)
@@ -103,17 +105,17 @@ impl<D: Driver> fmt::Debug for Rows<'_, D> {
 }
 
 /// One counter's source, before its tables are found.
-pub(in crate::reconcile) struct Unfound<'a, D: Driver> {
+pub(in crate::reconcile) struct Unfound {
     pub(in crate::reconcile) counter: CounterId,
     pub(in crate::reconcile) target: Target,
     by_tally: bool,
-    reader: Arc<Reader<'a, D>>,
+    reader: Arc<Reader>,
 }
 
-impl<'a, D: Driver> Unfound<'a, D> {
+impl Unfound {
     /// The source, now that its tables are found.
-    pub(in crate::reconcile) fn found(self) -> Result<RowSource<'a, D>> {
-        RowSource::of(self.counter, self.target, self.by_tally, self.reader)
+    pub(in crate::reconcile) fn found(self, dialect: Dialect) -> Result<RowSource> {
+        RowSource::of(dialect, self.counter, self.target, self.by_tally, self.reader)
     }
 }
 

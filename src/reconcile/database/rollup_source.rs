@@ -68,7 +68,7 @@ impl RollupSource {
     /// The sums of the next page, and where it ends, if that is planned. What it reads of a parent
     /// at each child ends where the page does: at its last stored total, if that is of the same
     /// parent; else where `plan` says.
-    pub(super) async fn page<E: Executor>(
+    pub(super) async fn page<E: Executor + ?Sized>(
         &self,
         executor: &mut E,
         plan: &mut Option<Plan>,
@@ -86,7 +86,7 @@ impl RollupSource {
         for span in &spans {
             if sums.has_room() {
                 let query = self.parts(span, sums.room())?;
-                self.scan(executor, &query, |part| sums.add(part)).await?;
+                self.scan(executor, &query, &mut |part| sums.add(part)).await?;
                 sums.end_parent()?;
             }
         }
@@ -100,7 +100,7 @@ impl RollupSource {
     }
 
     /// Where a page ends in the parent that it begins in, if no stored total says it.
-    async fn planned<E: Executor>(
+    async fn planned<E: Executor + ?Sized>(
         &self,
         executor: &mut E,
         plan: &mut Option<Plan>,
@@ -119,11 +119,13 @@ impl RollupSource {
                 let (pairs, values) = self.pairs(&rest, usize::MAX)?;
                 let (query, mut ends) =
                     ([Query::new(self.columns.every_step(&pairs), values)], Vec::new());
-                let read = executor.fetch(&query, |_, row| {
-                    ends.push(read_key(&self.counter, row, 0)?);
-                    Ok(())
-                });
-                read.await.map_err(|stopped| self.failed("planning pages", stopped))?;
+                let read = executor
+                    .fetch(&query, &mut |_, row| {
+                        ends.push(read_key(&self.counter, row, 0)?);
+                        Ok(())
+                    })
+                    .await;
+                read.map_err(|stopped| self.failed("planning pages", stopped))?;
                 plan.insert(Plan::new(&self.columns, after, ends)?)
             }
         };
@@ -195,7 +197,7 @@ impl RollupSource {
     }
 
     /// Reads a part; `None` if it has no pairs, as a sum without key columns may.
-    fn part(&self, row: &impl Row) -> Result<Option<Part>> {
+    fn part(&self, row: &dyn Row) -> Result<Option<Part>> {
         let at = self.counter.parts().len();
         let foreign =
             || Error::source(&self.counter, None, "a total that it sums is not an integer");
@@ -217,18 +219,19 @@ impl RollupSource {
     }
 
     /// Calls `each` with every part, until it says no.
-    async fn scan<E: Executor>(
+    async fn scan<E: Executor + ?Sized>(
         &self,
         executor: &mut E,
         query: &Query<'_>,
         mut each: impl FnMut(Part) -> Result<bool> + Send,
     ) -> Result<()> {
-        let read = executor.scan(query, |row| self.part(row)?.map_or(Ok(true), &mut each));
-        read.await.map_err(|stopped| self.failed("recounting", stopped))
+        let read =
+            executor.scan(query, &mut |row| self.part(row)?.map_or(Ok(true), &mut each)).await;
+        read.map_err(|stopped| self.failed("recounting", stopped))
     }
 
     /// Whether nothing is summed at any key.
-    pub(super) async fn is_empty<E: Executor>(&self, executor: &mut E) -> Result<bool> {
+    pub(super) async fn is_empty<E: Executor + ?Sized>(&self, executor: &mut E) -> Result<bool> {
         let (pairs, values) =
             self.pairs(&Span::Parents { after: None, until: None, through: true }, 1)?;
         let any =
@@ -238,7 +241,7 @@ impl RollupSource {
     }
 
     /// The sums of these keys; those without pairs are left out.
-    pub(super) async fn recount<E: Executor>(
+    pub(super) async fn recount<E: Executor + ?Sized>(
         &self,
         executor: &mut E,
         keys: &[KeyBuf],
@@ -308,7 +311,7 @@ impl RollupSource {
     }
 
     /// Whether the parent of a key has more memberships than so many.
-    async fn has_more_children<E: Executor>(
+    async fn has_more_children<E: Executor + ?Sized>(
         &self,
         executor: &mut E,
         key: &KeyBuf,
@@ -339,7 +342,7 @@ impl RollupSource {
         Ok(Recount { key, total, rows })
     }
 
-    fn failed<D: crate::executor::DriverError>(&self, what: &str, stopped: Stopped<D>) -> Error {
+    fn failed(&self, what: &str, stopped: Stopped) -> Error {
         stopped.or(|_, error| failed_on(what, &self.counter, error))
     }
 }

@@ -12,10 +12,8 @@ use crate::batch::Batch;
 use crate::counter::CounterId;
 use crate::engine::rows::{read_key, read_total};
 use crate::engine::{failed_on, read};
-use crate::error::{Cause, Error, Result, chain};
-use crate::executor::{
-    Column, Driver, DriverError, ErrorKind, ErrorOf, Executor, Row as _, Stopped,
-};
+use crate::error::{Error, Result, chain};
+use crate::executor::{Column, ErrorKind, Executor, Failure, Reader, Row, Stopped};
 use crate::key::KeyBuf;
 use crate::reconcile::audit::{PageRequest, Recount};
 use crate::reconcile::recount::{
@@ -24,16 +22,13 @@ use crate::reconcile::recount::{
 use crate::sql::own_catalogue;
 use crate::sql::{self, Dialect, Query, Value};
 
-/// Reads a row as a record, and tallies that to an empty batch.
-pub(in crate::reconcile) type Reader<'a, D> =
-    dyn Fn(&<D as Driver>::Row<'_>, &mut Batch) -> Result<(), Cause> + Send + Sync + 'a;
-
 /// One counter's rows, ready to be read.
-pub(in crate::reconcile) struct RowSource<'a, D: Driver> {
+pub(in crate::reconcile) struct RowSource {
+    dialect: Dialect,
     pub(in crate::reconcile) counter: CounterId,
     pub(in crate::reconcile) target: Target,
     pub(in crate::reconcile) by_tally: bool,
-    pub(in crate::reconcile) reader: Arc<Reader<'a, D>>,
+    pub(in crate::reconcile) reader: Arc<Reader>,
     pub(in crate::reconcile) statements: Statements,
     /// The cutoff that the statements know.
     cutoff: Option<KeyBuf>,
@@ -44,7 +39,7 @@ pub(in crate::reconcile) struct RowSource<'a, D: Driver> {
     pub(in crate::reconcile) watch: Option<Query<'static>>,
 }
 
-impl<D: Driver> fmt::Debug for RowSource<'_, D> {
+impl fmt::Debug for RowSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RowSource")
             .field("counter", &self.counter)
@@ -55,36 +50,35 @@ impl<D: Driver> fmt::Debug for RowSource<'_, D> {
 }
 
 /// The error of reading a source: of the source, if its SQL or its rows are at fault.
-pub(in crate::reconcile) fn source_failed<E: DriverError>(
+pub(in crate::reconcile) fn source_failed(
     what: &str,
     counter: &CounterId,
-    error: E,
+    error: Failure,
 ) -> Error {
-    match error.fault() {
-        Some(fault) => Error::source_of(counter, format!("{what}: {fault}"), error.into_cause()),
+    match error.fault {
+        Some(fault) => Error::source_of(counter, format!("{what}: {fault}"), error.cause),
         None => failed_on(what, counter, error),
     }
 }
 
 /// The error of queries of a source that were stopped.
-fn source_stopped<E: DriverError>(
-    what: &str,
-    counter: &CounterId,
-) -> impl FnOnce(Stopped<E>) -> Error {
+pub(super) fn source_stopped(what: &str, counter: &CounterId) -> impl FnOnce(Stopped) -> Error {
     move |stopped| stopped.or(|_, error| source_failed(what, counter, error))
 }
 
-impl<'a, D: Driver> RowSource<'a, D> {
+impl RowSource {
     /// `target` must have passed its check, and name schemas that were found.
     pub(in crate::reconcile) fn of(
+        dialect: Dialect,
         counter: CounterId,
         target: Target,
         by_tally: bool,
-        reader: Arc<Reader<'a, D>>,
+        reader: Arc<Reader>,
     ) -> Result<Self> {
-        let statements = target.statements(D::DIALECT, &counter, None)?;
+        let statements = target.statements(dialect, &counter, None)?;
         let opening = Opening::default();
         Ok(Self {
+            dialect,
             counter,
             target,
             by_tally,
@@ -101,9 +95,9 @@ impl<'a, D: Driver> RowSource<'a, D> {
         if self.cutoff != cutoff {
             let value = cutoff
                 .as_ref()
-                .map(|cutoff| own_catalogue::suffix_value(D::DIALECT, &self.counter, cutoff));
+                .map(|cutoff| own_catalogue::suffix_value(self.dialect, &self.counter, cutoff));
             self.statements =
-                self.target.statements(D::DIALECT, &self.counter, value.transpose()?.as_ref())?;
+                self.target.statements(self.dialect, &self.counter, value.transpose()?.as_ref())?;
             self.cutoff = cutoff;
         }
         Ok(())
@@ -136,7 +130,7 @@ impl<'a, D: Driver> RowSource<'a, D> {
     }
 
     /// The next totals and the next sums; `totals` is the query of those.
-    pub(super) async fn page<E: Executor<Driver = D>>(
+    pub(super) async fn page<E: Executor + ?Sized>(
         &self,
         executor: &mut E,
         totals: Query<'_>,
@@ -155,16 +149,18 @@ impl<'a, D: Driver> RowSource<'a, D> {
         }
         let (mut all, mut recounts) = (Vec::new(), Vec::new());
         let queries = [totals, next];
-        let read = executor.fetch(&queries, |at, row| {
-            match at {
-                0 => all.push(read_total(counter, row)?),
-                _ => recounts.extend(self.sum(row)?),
-            }
-            Ok(())
-        });
-        match read.await {
+        let read = executor
+            .fetch(&queries, &mut |at, row| {
+                match at {
+                    0 => all.push(read_total(counter, row)?),
+                    _ => recounts.extend(self.sum(row)?),
+                }
+                Ok(())
+            })
+            .await;
+        match read {
             Ok(()) => Ok(Page { totals: all, recounts, end: None }),
-            Err(Stopped::Failed { query: 1, error, .. }) if error.kind() == ErrorKind::Overflow => {
+            Err(Stopped::Failed { query: 1, error, .. }) if error.kind == ErrorKind::Overflow => {
                 Err(self.overflowing_key(executor, ask, keys, error).await)
             }
             Err(stopped) => Err(stopped.or(|at, error| match at {
@@ -175,7 +171,7 @@ impl<'a, D: Driver> RowSource<'a, D> {
     }
 
     /// Sums rows in key order, up to `limit` keys.
-    async fn sums_by_tally<E: Executor<Driver = D>>(
+    async fn sums_by_tally<E: Executor + ?Sized>(
         &self,
         executor: &mut E,
         query: &Query<'_>,
@@ -189,28 +185,30 @@ impl<'a, D: Driver> RowSource<'a, D> {
     }
 
     /// Calls `each` with what every row adds by its tally, until it says no.
-    async fn shares<E: Executor<Driver = D>>(
+    async fn shares<E: Executor + ?Sized>(
         &self,
         executor: &mut E,
         query: &Query<'_>,
         mut each: impl FnMut(Option<(KeyBuf, i64)>) -> Result<bool> + Send,
     ) -> Result<()> {
         let (counter, mut scratch) = (&self.counter, Batch::new());
-        let read = executor.scan(query, |row| {
-            let key = read_key(counter, row, row.len().saturating_sub(counter.parts().len()))?;
-            let share = self
-                .share(row, &mut scratch)
-                .map_err(|error| of_row(error, counter, Some(&key)))?;
-            each(same_key(counter, share, &key)?)
-        });
-        read.await.map_err(source_stopped("reading rows", counter))
+        let read = executor
+            .scan(query, &mut |row| {
+                let key = read_key(counter, row, row.len().saturating_sub(counter.parts().len()))?;
+                let share = self
+                    .share(row, &mut scratch)
+                    .map_err(|error| of_row(error, counter, Some(&key)))?;
+                each(same_key(counter, share, &key)?)
+            })
+            .await;
+        read.map_err(source_stopped("reading rows", counter))
     }
 
     /// What a row adds by its tally.
-    fn share(&self, row: &D::Row<'_>, scratch: &mut Batch) -> Result<Option<(KeyBuf, i64)>> {
+    fn share(&self, row: &dyn Row, scratch: &mut Batch) -> Result<Option<(KeyBuf, i64)>> {
         scratch.clear();
         let counter = &self.counter;
-        (self.reader)(row, scratch).map_err(|cause| {
+        row.read(&self.reader, scratch).map_err(|cause| {
             let reason = format!("reading a row: {}", chain(&*cause));
             Error::source_of(counter, reason, cause)
         })?;
@@ -218,7 +216,7 @@ impl<'a, D: Driver> RowSource<'a, D> {
     }
 
     /// The sums of these keys' rows; those without rows may be left out.
-    pub(super) async fn recount<E: Executor<Driver = D>>(
+    pub(super) async fn recount<E: Executor + ?Sized>(
         &self,
         executor: &mut E,
         keys: &[KeyBuf],
@@ -239,14 +237,16 @@ impl<'a, D: Driver> RowSource<'a, D> {
         }
         let mut sums: BTreeMap<KeyBuf, i64> = BTreeMap::new();
         let query = [self.of_keys(&self.statements.sums_of_keys, keys)?];
-        let read = executor.fetch(&query, |_, row| {
-            sums.extend(self.sum(row)?.map(|sum| (sum.key, sum.total)));
-            Ok(())
-        });
-        match read.await {
+        let read = executor
+            .fetch(&query, &mut |_, row| {
+                sums.extend(self.sum(row)?.map(|sum| (sum.key, sum.total)));
+                Ok(())
+            })
+            .await;
+        match read {
             Ok(()) => Ok(sums),
             Err(Stopped::Failed { row, error, .. })
-                if D::DIALECT == Dialect::Sqlite && error.kind() == ErrorKind::Overflow =>
+                if self.dialect == Dialect::Sqlite && error.kind == ErrorKind::Overflow =>
             {
                 Err(keys.get(row).map_or_else(
                     || source_failed("recounting", counter, error),
@@ -264,21 +264,21 @@ impl<'a, D: Driver> RowSource<'a, D> {
             return Ok(Query::new(text, Vec::new()));
         }
         Ok(sql::of_rows(
-            D::DIALECT,
+            self.dialect,
             text.to_owned(),
-            sql::key_rows(D::DIALECT, &self.counter, keys)?,
+            sql::key_rows(self.dialect, &self.counter, keys)?,
             width,
         ))
     }
 
     /// Says which sum left 64 bits, where the database does not: asks for each key of a page alone.
     #[cold]
-    async fn overflowing_key<E: Executor<Driver = D>>(
+    async fn overflowing_key<E: Executor + ?Sized>(
         &self,
         executor: &mut E,
         ask: &PageRequest,
         keys: usize,
-        error: ErrorOf<E>,
+        error: Failure,
     ) -> Error {
         let mut after = ask.after.clone();
         for _ in 0..keys {
@@ -291,7 +291,7 @@ impl<'a, D: Driver> RowSource<'a, D> {
         source_failed("recounting", &self.counter, error)
     }
 
-    async fn key_behind<E: Executor<Driver = D>>(
+    async fn key_behind<E: Executor + ?Sized>(
         &self,
         executor: &mut E,
         after: Option<&KeyBuf>,
@@ -300,17 +300,19 @@ impl<'a, D: Driver> RowSource<'a, D> {
         let text =
             if values.is_empty() { &self.statements.key_first } else { &self.statements.key_next };
         let (query, mut key) = ([Query::new(text.clone(), values)], None);
-        let read = executor.fetch(&query, |_, row| {
-            key = Some(read_key(&self.counter, row, 0)?);
-            Ok(())
-        });
-        read.await.map_err(source_stopped("recounting", &self.counter))?;
+        let read = executor
+            .fetch(&query, &mut |_, row| {
+                key = Some(read_key(&self.counter, row, 0)?);
+                Ok(())
+            })
+            .await;
+        read.map_err(source_stopped("recounting", &self.counter))?;
         Ok(key)
     }
 
     /// Reads a key, how many rows were added up, and, if they do not all add 1, their sum. `None`
     /// if no row was: a query without key columns returns one row even then.
-    fn sum(&self, row: &D::Row<'_>) -> Result<Option<Recount>> {
+    fn sum(&self, row: &dyn Row) -> Result<Option<Recount>> {
         let counter = &self.counter;
         let at = counter.parts().len();
         let Column::Integer(rows) = row.column(at) else {
@@ -325,7 +327,7 @@ impl<'a, D: Driver> RowSource<'a, D> {
         }
         let key = read_key(counter, row, 0)?;
         let total = if self.target.amount.is_some() {
-            read_sum::<D>(counter, &key, row, at + 1)?
+            read_sum(self.dialect, counter, &key, row, at + 1)?
         } else {
             rows
         };
@@ -333,7 +335,7 @@ impl<'a, D: Driver> RowSource<'a, D> {
     }
 
     /// The keys among some sums whose last parts name no row of the parents' table, in key order.
-    pub(super) async fn dangling<E: Executor<Driver = D>>(
+    pub(super) async fn dangling<E: Executor + ?Sized>(
         &self,
         executor: &mut E,
         sums: &[Recount],
@@ -346,17 +348,19 @@ impl<'a, D: Driver> RowSource<'a, D> {
         }
         let (counter, query, mut dangling) =
             (&self.counter, [self.of_keys(text, &keys)?], Vec::new());
-        let read = executor.fetch(&query, |_, row| {
-            dangling.push(read_key(counter, row, 0)?);
-            Ok(())
-        });
-        read.await.map_err(source_stopped("looking for parents", counter))?;
+        let read = executor
+            .fetch(&query, &mut |_, row| {
+                dangling.push(read_key(counter, row, 0)?);
+                Ok(())
+            })
+            .await;
+        read.map_err(source_stopped("looking for parents", counter))?;
         dangling.sort_unstable();
         Ok(dangling)
     }
 
     /// Whether no row counts.
-    pub(super) async fn is_empty<E: Executor<Driver = D>>(&self, executor: &mut E) -> Result<bool> {
+    pub(super) async fn is_empty<E: Executor + ?Sized>(&self, executor: &mut E) -> Result<bool> {
         if self.by_tally {
             let query = Query::new(self.statements.rows_first.clone(), Vec::new());
             return Ok(self.sums_by_tally(executor, &query, None, 1).await?.is_empty());
@@ -371,17 +375,14 @@ impl<'a, D: Driver> RowSource<'a, D> {
         if self.counter.parts().is_empty() {
             Ok(Vec::new())
         } else {
-            sql::key_values(D::DIALECT, &self.counter, key)
+            sql::key_values(self.dialect, &self.counter, key)
         }
     }
 
     /// Checks a sample of the whole source against the rows' `tally`: its first rows, its last, and
     /// some without a key. If the rows are recounted by `tally` anyway, only those without a key,
     /// which no page lists.
-    pub(super) async fn check_sample<E: Executor<Driver = D>>(
-        &self,
-        executor: &mut E,
-    ) -> Result<()> {
+    pub(super) async fn check_sample<E: Executor + ?Sized>(&self, executor: &mut E) -> Result<()> {
         let edge_samples = [&self.statements.sample_first, &self.statements.sample_last];
         let edge_samples = edge_samples.into_iter().filter(|_| !self.by_tally);
         let texts = edge_samples.chain(&self.statements.sample_without_key);
@@ -391,7 +392,7 @@ impl<'a, D: Driver> RowSource<'a, D> {
     }
 
     /// Checks rows of some keys against their `tally`.
-    pub(super) async fn check_keys<E: Executor<Driver = D>>(
+    pub(super) async fn check_keys<E: Executor + ?Sized>(
         &self,
         executor: &mut E,
         keys: &[KeyBuf],
@@ -412,29 +413,31 @@ impl<'a, D: Driver> RowSource<'a, D> {
         .await
     }
 
-    async fn check_rows<E: Executor<Driver = D>>(
+    async fn check_rows<E: Executor + ?Sized>(
         &self,
         executor: &mut E,
         samples: &[Query<'_>],
     ) -> Result<()> {
         let mut scratch = Batch::new();
-        let read = executor.fetch(samples, |_, row| self.check_row(row, &mut scratch));
-        read.await.map_err(source_stopped("reading a sample", &self.counter))
+        let read = executor.fetch(samples, &mut |_, row| self.check_row(row, &mut scratch)).await;
+        read.map_err(source_stopped("reading a sample", &self.counter))
     }
 
     /// What is wrong with rows, an error each, up to so many.
-    pub(super) async fn faults<E: Executor<Driver = D>>(
+    pub(super) async fn faults<E: Executor + ?Sized>(
         &self,
         executor: &mut E,
         most: usize,
     ) -> Result<Vec<Error>> {
         let (mut faults, mut scratch) = (Vec::new(), Batch::new());
         let query = Query::new(self.statements.sample_all.clone(), Vec::new());
-        let read = executor.scan(&query, |row| {
-            faults.extend(self.check_row(row, &mut scratch).err());
-            Ok(faults.len() < most)
-        });
-        let read = read.await.map_err(source_stopped("reading a sample", &self.counter));
+        let read = executor
+            .scan(&query, &mut |row| {
+                faults.extend(self.check_row(row, &mut scratch).err());
+                Ok(faults.len() < most)
+            })
+            .await;
+        let read = read.map_err(source_stopped("reading a sample", &self.counter));
         match read {
             // No row can be read after it.
             Err(error) if error.is_of_rows() => faults.push(error),
@@ -443,7 +446,7 @@ impl<'a, D: Driver> RowSource<'a, D> {
         Ok(faults)
     }
 
-    fn check_row(&self, row: &D::Row<'_>, scratch: &mut Batch) -> Result<()> {
+    fn check_row(&self, row: &dyn Row, scratch: &mut Batch) -> Result<()> {
         let tally = self.share(row, scratch).map_err(|error| self.of_row(error, row))?;
         if self.by_tally {
             let (at, parts) = (self.sampled_key(row), self.counter.parts().len());
@@ -464,14 +467,14 @@ impl<'a, D: Driver> RowSource<'a, D> {
     }
 
     /// Where a sample has its key; the amount follows, and whether the row counts.
-    fn sampled_key(&self, row: &D::Row<'_>) -> usize {
+    fn sampled_key(&self, row: &dyn Row) -> usize {
         row.len().saturating_sub(self.counter.parts().len() + 2)
     }
 
     /// The error of a row of a sample that could not be read as a record: of its key, if that is
     /// why.
     #[cold]
-    fn of_row(&self, error: Error, row: &D::Row<'_>) -> Error {
+    fn of_row(&self, error: Error, row: &dyn Row) -> Error {
         let key_at = self.sampled_key(row);
         let mut columns = key_at..key_at + self.counter.parts().len();
         if columns.any(|at| row.column(at) == Column::Null) {
@@ -484,7 +487,7 @@ impl<'a, D: Driver> RowSource<'a, D> {
     }
 
     /// What a row of a sample adds by its SQL.
-    fn share_in_sql(&self, row: &D::Row<'_>) -> Result<Option<(KeyBuf, i64)>> {
+    fn share_in_sql(&self, row: &dyn Row) -> Result<Option<(KeyBuf, i64)>> {
         let (counter, key_at) = (&self.counter, self.sampled_key(row));
         let amount_at = key_at + counter.parts().len();
         let counts = !matches!(row.column(amount_at + 1), Column::Integer(0) | Column::Null);
@@ -493,7 +496,7 @@ impl<'a, D: Driver> RowSource<'a, D> {
             return Ok(None);
         }
         let key = || read_key(counter, row, key_at);
-        match integer::<D>(&amount) {
+        match integer(self.dialect, &amount) {
             Some(0) => Ok(None),
             Some(amount) => Ok(Some((key()?, amount))),
             None => {
@@ -509,8 +512,8 @@ fn limit(rows: usize) -> Value<'static> {
 }
 
 /// An amount as a sample has it: PostgreSQL gives its text, of whatever type it is.
-fn integer<D: Driver>(amount: &Column<'_>) -> Option<i64> {
-    match (D::DIALECT, amount) {
+fn integer(dialect: Dialect, amount: &Column<'_>) -> Option<i64> {
+    match (dialect, amount) {
         (Dialect::Sqlite, Column::Integer(amount)) => Some(*amount),
         (Dialect::Postgres, Column::Text(amount)) => amount.parse().ok(),
         _ => None,
@@ -519,16 +522,17 @@ fn integer<D: Driver>(amount: &Column<'_>) -> Option<i64> {
 
 /// Reads a sum of amounts at a column, and refuses one that is not of integers. SQLite gives how
 /// many amounts are not, and the sum; PostgreSQL the sum as text.
-fn read_sum<D: Driver>(
+fn read_sum(
+    dialect: Dialect,
     counter: &CounterId,
     key: &KeyBuf,
-    row: &D::Row<'_>,
+    row: &dyn Row,
     at: usize,
 ) -> Result<i64> {
     let of_other = |others: &Column<'_>| {
         Err(Error::source(counter, Some(key), format!("{others} of its amounts are not integers")))
     };
-    match (D::DIALECT, row.column(at)) {
+    match (dialect, row.column(at)) {
         (Dialect::Sqlite, others) => match row.column(at + 1) {
             Column::Integer(sum) if others == Column::Integer(0) => Ok(sum),
             // All amounts are null.

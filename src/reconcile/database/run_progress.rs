@@ -2,7 +2,7 @@
 
 use super::progress_statements;
 use crate::engine::rows::text;
-use crate::engine::{OrFailed as _, Whose, is_kind, readiness, tables, transact};
+use crate::engine::{OrFailed as _, Whose, readiness, tables, transact};
 use crate::error::{Error, Result};
 use crate::executor::{ErrorKind, Executor};
 use crate::reconcile::audit::{Keep, Kept, Ready};
@@ -10,11 +10,14 @@ use crate::reconcile::token::Token;
 use crate::sql::{self, Query};
 
 /// The kept token of a run, if any.
-pub(super) async fn kept_of<E: Executor>(executor: &mut E, run: u64) -> Result<Option<Token>> {
+pub(super) async fn kept_of<E: Executor + ?Sized>(
+    executor: &mut E,
+    run: u64,
+) -> Result<Option<Token>> {
     let mut kept = None;
-    let recall = [progress_statements::recall(E::DIALECT, run)];
+    let recall = [progress_statements::recall(executor.dialect(), run)];
     let read = executor
-        .fetch(&recall, |_, row| {
+        .fetch(&recall, &mut |_, row| {
             kept = text(row, 0, sql::RUNS)?;
             Ok(())
         })
@@ -25,20 +28,22 @@ pub(super) async fn kept_of<E: Executor>(executor: &mut E, run: u64) -> Result<O
 }
 
 /// Keeps the progress of a run.
-pub(super) async fn keep_run<E: Executor>(executor: &mut E, ask: &Keep) -> Result<Kept> {
-    let Some(keep) = progress_statements::keep(E::DIALECT, ask) else { return Ok(Kept::Here) };
+pub(super) async fn keep_run<E: Executor + ?Sized>(executor: &mut E, ask: &Keep) -> Result<Kept> {
+    let Some(keep) = progress_statements::keep(executor.dialect(), ask) else {
+        return Ok(Kept::Here);
+    };
     let operation = "storing the progress of a run";
     match transact!(executor, operation, keep_in(executor, ask, &keep, operation)) {
         // A replica, or a user who may only read: it can still verify, and its token then says
         // less.
-        Err(Error::Database { cause, .. }) if is_kind::<E>(&cause, &ErrorKind::ReadOnly) => {
+        Err(Error::Database { cause, .. }) if executor.kind_of(&cause) == ErrorKind::ReadOnly => {
             Ok(Kept::Nowhere)
         }
         kept => kept,
     }
 }
 
-async fn keep_in<E: Executor>(
+async fn keep_in<E: Executor + ?Sized>(
     executor: &mut E,
     ask: &Keep,
     keep: &Query<'_>,
@@ -53,14 +58,14 @@ async fn keep_in<E: Executor>(
         return Ok(if is_stored { Kept::Here } else { Kept::Lost });
     }
     if ask.from.is_none() {
-        let forgotten = executor.execute(&[progress_statements::forget(E::DIALECT)]).await;
+        let forgotten = executor.execute(&[progress_statements::forget(executor.dialect())]).await;
         forgotten.or_failed(Whose::Connection, operation)?;
     }
     Ok(Kept::Here)
 }
 
 /// Records that a backfill has reached its last key, in the current transaction.
-pub(super) async fn ready_in<E: Executor>(executor: &mut E, ask: &Ready) -> Result<Kept> {
+pub(super) async fn ready_in<E: Executor + ?Sized>(executor: &mut E, ask: &Ready) -> Result<Kept> {
     tables::lock_catalogue(executor, "EXCLUSIVE").await?;
     if ask.kept.is_some() && kept_of(executor, ask.run).await? != ask.kept {
         return Ok(Kept::Lost);

@@ -221,7 +221,7 @@ impl Target {
             sample_without_key: (!keys.is_empty())
                 .then(|| format!("{sample} WHERE {lacks_key} LIMIT {first}")),
             sample_of_key: format!("{sample} WHERE {is_key} LIMIT {after}"),
-            amount: self.amount.as_ref().map(|amount| format!("SELECT {amount} FROM {from}")),
+            types: types(&keys, &amount, &from),
             parent: self
                 .parent
                 .as_ref()
@@ -451,6 +451,26 @@ impl Name {
     }
 }
 
+/// A statement in PostgreSQL that returns one row, with the names of the types of these columns, and
+/// reads none. The type of a domain is what it is over.
+fn types(keys: &[String], amount: &str, from: &str) -> String {
+    let names: Vec<String> = (0..=keys.len()).map(|at| format!("c_{at}")).collect();
+    let kind = |name: &String| {
+        format!(
+            "(SELECT coalesce(nullif(b.typbasetype, 0), nullif(t.typbasetype, 0), t.oid)::regtype::text
+            FROM pg_type AS t LEFT JOIN pg_type AS b ON b.oid = t.typbasetype WHERE t.oid = pg_typeof(q.{name}))"
+        )
+    };
+    let kinds: Vec<String> = names.iter().map(kind).collect();
+    let columns: Vec<&str> = keys.iter().map(String::as_str).chain([amount]).collect();
+    format!(
+        "SELECT {} FROM (SELECT 1) AS one LEFT JOIN (SELECT {} FROM {from}) AS q ({}) ON false",
+        kinds.join(", "),
+        columns.join(", "),
+        names.join(", ")
+    )
+}
+
 /// Returns PostgreSQL's page of sums over rows in key order.
 ///
 /// The inner query prevents a sort: if the key's columns contain the primary key, PostgreSQL would
@@ -568,20 +588,10 @@ pub(in crate::reconcile) struct Statements {
     pub(in crate::reconcile) sample_last: String,
     pub(in crate::reconcile) sample_without_key: Option<String>,
     pub(in crate::reconcile) sample_of_key: String,
-    /// What each row adds, if they do not all add 1.
-    #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
-    pub(in crate::reconcile) amount: Option<String>,
+    /// Asks PostgreSQL for the types of the key's columns and of what a row adds.
+    pub(in crate::reconcile) types: String,
     /// Finds the keys whose last parts refer to no row, if the source names their table.
     pub(in crate::reconcile) parent: Option<String>,
-}
-
-impl Statements {
-    /// Returns one statement of each shape, to find what SQLite cannot prepare before anything
-    /// runs.
-    #[cfg(feature = "sqlite")]
-    pub(in crate::reconcile) fn all(&self) -> impl Iterator<Item = &String> {
-        [&self.sums_next, &self.rows_next, &self.sample_of_key].into_iter().chain(&self.parent)
-    }
 }
 
 fn collated(dialect: Dialect, column: &str, part: KeyPart) -> String {

@@ -9,6 +9,7 @@ use crate::engine::scripted::{Script, Scripted};
 use crate::error::Error;
 use crate::executor::{Column, Row as _};
 use crate::reconcile::audit::{PageRequest, Probe, RepairRequest};
+use crate::sql::Dialect;
 use crate::{Counter, CounterId, KeyBuf, Schema};
 
 const VOTES: Counter<i64> = Counter::new("setlist.votes");
@@ -25,12 +26,13 @@ impl Record for Vote {
 }
 
 /// An audit of votes, whose columns are the setlist and then the setlist as their key.
-fn audit<const POSTGRES: bool>(columns: Columns) -> Database<'static, Scripted<POSTGRES>> {
-    let rows = Rows::<Scripted<POSTGRES>>::of("votes", |row| match row.column(0) {
+fn audit(dialect: Dialect, columns: Columns) -> Database<'static> {
+    let rows = Rows::<Scripted>::of("votes", |row| match row.column(0) {
         Column::Integer(setlist) => Ok(Vote(setlist)),
         other => Err(format!("a setlist is {other}").into()),
     });
     let mut audit = Database {
+        dialect,
         schema: &SCHEMA,
         identity: 1,
         sources: Vec::new(),
@@ -38,7 +40,7 @@ fn audit<const POSTGRES: bool>(columns: Columns) -> Database<'static, Scripted<P
         limits: super::Limits::default(),
     };
     let sources = rows.columns("setlist").key(VOTES, columns).sources(&SCHEMA).unwrap();
-    audit.put(sources.into_iter().map(|source| source.found().unwrap()).collect());
+    audit.sources = sources.into_iter().map(|source| source.found(dialect).unwrap()).collect();
     audit
 }
 
@@ -61,7 +63,8 @@ fn page_of_rows_reads_totals_and_sums_in_one_snapshot() {
         ("SELECT t.", Ok(rows(&[&[7, 5], &[8, 1]]))),
         ("SELECT k_1, count", Ok(rows(&[&[7, 3], &[8, 1]]))),
     ]);
-    let diff = now(audit(by_sql()).compare(&mut script, &page(VOTES.id()))).unwrap();
+    let diff =
+        now(audit(Dialect::Postgres, by_sql()).compare(&mut script, &page(VOTES.id()))).unwrap();
     assert_eq!(script.verbs(), ["BEGIN", "SELECT", "SELECT", "ROLLBACK"]);
     let drifts: Vec<_> =
         diff.drifts.iter().map(|drift| (drift.stored, drift.expected, drift.rows)).collect();
@@ -72,7 +75,9 @@ fn page_of_rows_reads_totals_and_sums_in_one_snapshot() {
 fn page_by_tally_stops_reading_at_the_first_key_too_many() {
     let votes = rows(&[&[7, 7], &[7, 7], &[8, 8], &[9, 9], &[10, 10], &[11, 11]]);
     let mut script = Script::<false>::answering([("SELECT setlist", Ok(votes))]);
-    let diff = now(audit(["setlist"].into()).compare(&mut script, &page(VOTES.id()))).unwrap();
+    let diff =
+        now(audit(Dialect::Postgres, ["setlist"].into()).compare(&mut script, &page(VOTES.id())))
+            .unwrap();
     assert_eq!(script.verbs(), ["BEGIN", "SELECT", "SELECT", "ROLLBACK"]);
     assert_eq!((diff.keys, diff.rows, script.scanned), (2, 3, 5));
 }
@@ -86,7 +91,8 @@ fn page_of_a_rollup_sums_pairs_in_sqlite_and_sums_in_postgres() {
             Ok(rows(&[&[70, 1, 4], &[70, 1, 5], &[80, 2, 3]])),
         ),
     ]);
-    let diff = now(audit(by_sql()).compare(&mut sqlite, &page(SHOWS.id()))).unwrap();
+    let diff =
+        now(audit(Dialect::Sqlite, by_sql()).compare(&mut sqlite, &page(SHOWS.id()))).unwrap();
     let drifts: Vec<_> =
         diff.drifts.iter().map(|drift| (drift.stored, drift.expected, drift.rows)).collect();
     assert_eq!(drifts, [(0, 6, 1)]);
@@ -95,7 +101,12 @@ fn page_of_a_rollup_sums_pairs_in_sqlite_and_sums_in_postgres() {
         ("SELECT t.", Ok(rows(&[&[70, 9]]))),
         (r#"SELECT l."key_2", count(*)"#, Ok(vec![part])),
     ]);
-    assert_eq!(now(audit(by_sql()).compare(&mut postgres, &page(SHOWS.id()))).unwrap().drifts, []);
+    assert_eq!(
+        now(audit(Dialect::Postgres, by_sql()).compare(&mut postgres, &page(SHOWS.id())))
+            .unwrap()
+            .drifts,
+        []
+    );
     assert!(
         postgres.ran.iter().any(|ran| ran.starts_with("BEGIN") && ran.contains("enable_seqscan"))
     );
@@ -105,7 +116,7 @@ fn page_of_a_rollup_sums_pairs_in_sqlite_and_sums_in_postgres() {
 fn repair_in_postgres_locks_totals_before_it_recounts_them() {
     let ask = RepairRequest { counter: VOTES.id(), keys: vec![KeyBuf::of::<i64>(7)] };
     let mut script = Script::<true>::default();
-    now(audit(by_sql()).repair(&mut script, &ask)).unwrap();
+    now(audit(Dialect::Postgres, by_sql()).repair(&mut script, &ask)).unwrap();
     let at = |text: &str| script.ran.iter().position(|ran| ran.contains(text)).unwrap();
     assert!(
         at("read committed") < at("RETURNING") && at("RETURNING") < at("LATERAL"),
@@ -118,7 +129,8 @@ fn repair_in_postgres_locks_totals_before_it_recounts_them() {
 #[test]
 fn failed_page_ends_its_snapshot() {
     let mut script = Script::<false>::failing("SELECT t.");
-    let error = now(audit(by_sql()).compare(&mut script, &page(VOTES.id()))).unwrap_err();
+    let error = now(audit(Dialect::Postgres, by_sql()).compare(&mut script, &page(VOTES.id())))
+        .unwrap_err();
     assert!(matches!(error, Error::Busy { .. }), "{error:?}");
     assert_eq!(script.verbs(), ["BEGIN", "SELECT", "ROLLBACK"]);
 }
@@ -127,7 +139,7 @@ fn failed_page_ends_its_snapshot() {
 fn audit_refuses_a_connection_inside_a_transaction() {
     let mut script = Script::<true>::default().within();
     let ask = Probe { counter: VOTES.id(), totals: 1 };
-    let error = now(audit(by_sql()).probe(&mut script, &ask)).unwrap_err();
+    let error = now(audit(Dialect::Postgres, by_sql()).probe(&mut script, &ask)).unwrap_err();
     assert!(matches!(error, Error::InvalidUse { .. }) && script.ran.is_empty(), "{error:?}");
 }
 

@@ -31,7 +31,6 @@ fn set(settings: &[(&str, &str)]) -> String {
 }
 
 /// For pages of rows.
-#[cfg(feature = "postgres")]
 pub(in crate::reconcile) fn of_page() -> String {
     set(PAGE)
 }

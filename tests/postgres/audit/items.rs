@@ -106,7 +106,7 @@ pub fn key_columns<T: Kind>() -> (Vec<String>, Vec<&'static str>) {
     (keys, T::COLUMNS.iter().map(|(name, ..)| *name).collect())
 }
 
-pub fn source<T: Kind>(by_tally: bool) -> PostgresRows<'static> {
+pub fn source<T: Kind>(by_tally: bool) -> PostgresRows {
     let columns = T::COLUMNS.iter().map(|(name, kind, _)| match *kind {
         "UUID" => format!("{name}::text, "),
         _ => format!("{name}, "),

@@ -29,19 +29,19 @@ fn read(row: &Row) -> Result<Item<Integer>, Cause> {
 }
 
 /// The items of a table or of a query, by `key`.
-fn items(rows: PostgresRows<'static>, key: Columns) -> PostgresRows<'static> {
+fn items(rows: PostgresRows, key: Columns) -> PostgresRows {
     rows.columns("k, amount, spam").key(Integer::COUNTER, key.sum("amount").filter("NOT spam"))
 }
 
-fn items_of(table: &str) -> PostgresRows<'static> {
+fn items_of(table: &str) -> PostgresRows {
     items(PostgresRows::of(table, read), Columns::of(["k"]))
 }
 
-fn items_of_query(query: &str) -> PostgresRows<'static> {
+fn items_of_query(query: &str) -> PostgresRows {
     items(PostgresRows::query(query, read), Columns::of(["k"]))
 }
 
-async fn add(client: &mut Client, rows: PostgresRows<'_>) -> Result<()> {
+async fn add(client: &mut Client, rows: PostgresRows) -> Result<()> {
     PostgresAudit::new(client, &Integer::SCHEMA).await?.add(rows).await
 }
 

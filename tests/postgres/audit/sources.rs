@@ -11,7 +11,7 @@ use keepcount::{Counter, Error, KeyBuf, PostgresStore, Record, Recovery, Schema,
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-fn rows(table: &str, columns: Columns) -> PostgresRows<'static> {
+fn rows(table: &str, columns: Columns) -> PostgresRows {
     let rows = PostgresRows::of(table, |row| {
         let key = row.try_get::<_, Option<i32>>(0)?.map(i64::from);
         let (amount, spam): (i32, bool) = (row.try_get(1)?, row.try_get(2)?);
@@ -115,17 +115,18 @@ async fn columns_of_other_types_are_refused_when_the_source_is_added() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     fill::<Integer>(&mut client).await;
-    let table = "CREATE TABLE others (k BIGINT, n NUMERIC, f FLOAT8, t TEXT, c CHAR(9), amount INT, spam BOOL);
-                 CREATE INDEX ON others (k); CREATE INDEX ON others (n); CREATE INDEX ON others (t);";
+    let table = "CREATE DOMAIN id AS BIGINT; CREATE DOMAIN show_id AS id;
+                 CREATE TABLE others (k BIGINT, s SHOW_ID, n NUMERIC, f FLOAT8, t TEXT, c CHAR(9), amount INT, spam BOOL);
+                 CREATE INDEX ON others (k); CREATE INDEX ON others (s); CREATE INDEX ON others (n); CREATE INDEX ON others (t);";
     client.batch_execute(table).await.unwrap();
     let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
     let others = |key| Columns::of([key]).count();
     let cases = [
         ("others", others("n"), "numeric"),
         ("others", others("t"), "text"),
-        ("others", others("k").sum("f"), "float8"),
-        ("others", others("k").sum("spam"), "bool"),
-        ("others", others("k").sum("f::int4 / 0.5::float4"), "float"),
+        ("others", others("k").sum("f"), "double precision"),
+        ("others", others("k").sum("spam"), "boolean"),
+        ("others", others("k").sum("f::int4 / 0.5::float4"), "double precision"),
         ("others", others("absent"), "absent"),
         ("nowhere", others("k"), "nowhere"),
         ("others", others("k").filter("absent > 3"), "absent"),
@@ -144,6 +145,8 @@ async fn columns_of_other_types_are_refused_when_the_source_is_added() {
         assert_eq!(error.recovery(), Recovery::Permanent);
     }
     audit.add(rows("others", others("k"))).await.unwrap();
+    // A domain is what it is over.
+    audit.add(rows("others", others("s"))).await.unwrap();
 }
 
 #[tokio::test]
@@ -256,10 +259,10 @@ async fn a_client_inside_a_transaction_is_refused() {
     fill::<Integer>(&mut client).await;
     client.batch_execute("BEGIN").await.unwrap();
     let refused = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.map(drop);
-    assert!(matches!(refused, Err(Error::InvalidUse { what: "client", .. })), "{refused:?}");
+    assert!(matches!(refused, Err(Error::InvalidUse { what: "connection", .. })), "{refused:?}");
     client.batch_execute("SELECT absent").await.unwrap_err();
     let refused = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.map(drop);
-    assert!(matches!(refused, Err(Error::InvalidUse { what: "client", .. })), "{refused:?}");
+    assert!(matches!(refused, Err(Error::InvalidUse { what: "connection", .. })), "{refused:?}");
     client.batch_execute("ROLLBACK").await.unwrap();
     audit::<Integer>(&mut client).await;
     client.batch_execute("DROP TABLE of_integer").await.unwrap();

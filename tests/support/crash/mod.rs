@@ -417,7 +417,7 @@ pub fn drift(conn: &Connection) -> rusqlite::Result<Totals> {
 #[track_caller]
 pub fn assert_ready_exact(conn: &Connection) -> usize {
     let snapshot = conn.unchecked_transaction().unwrap();
-    let store = SqliteStore::new(&snapshot, &SCHEMA);
+    let mut store = SqliteStore::new(&snapshot, &SCHEMA);
     let ready = SCHEMA.counters().iter().filter(|spec| store.is_ready(spec.id()).unwrap());
     let ready: Vec<String> = ready.map(CounterSpec::table_name).collect();
     let mut off = difference(stored(&snapshot).unwrap(), recounted(&snapshot, false).unwrap());

@@ -2,52 +2,47 @@
 //! whether its pages come out of an index, and whether the server shows all rows, to this role and
 //! in one snapshot.
 
-use tokio_postgres::error::SqlState;
-use tokio_postgres::types::Type;
-use tokio_postgres::{Client, Row};
-
-use crate::counter::CounterId;
-use crate::drivers::tokio_postgres::{Postgres, TokioPostgres, kind_of, typed};
-use crate::engine::failed_on;
-use crate::error::{Error, Result};
-use crate::executor::Reading;
-use crate::key::KeyPart;
-use crate::reconcile::database::source_statements::Name;
-use crate::reconcile::database::{
-    Opening, RowSource, Unfound, begin_read, end_read, of_page, source_failed,
+use super::super::source_statements::Name;
+use super::super::transaction_settings::of_page;
+use super::super::{
+    Opening, RowSource, Unfound, begin_read, end_read, source_failed, source_stopped,
 };
+use super::{next_page, shapes, texts};
+use crate::counter::CounterId;
+use crate::engine::{OrFailed as _, failed_on};
+use crate::error::{Error, Result};
+use crate::executor::{Column, ErrorKind, Executor, Reading};
+use crate::key::KeyPart;
 use crate::sql::{Dialect, Query, Value};
 
 /// Finds the tables of a source and checks it.
-pub(super) async fn look<'a>(
-    session: &mut Postgres<'_>,
-    source: Unfound<'a, TokioPostgres>,
-) -> Result<RowSource<'a, TokioPostgres>> {
+pub(super) async fn look<E: Executor + ?Sized>(
+    executor: &mut E,
+    source: Unfound,
+) -> Result<RowSource> {
     let counter = source.counter;
-    begin_read(session, Reading::default(), &counter).await?;
-    let looked = look_in(session.client, source).await;
-    end_read(session, &counter, looked).await
+    begin_read(executor, Reading::default(), &counter).await?;
+    let looked = look_in(executor, source).await;
+    end_read(executor, &counter, looked).await
 }
 
-async fn look_in<'a>(
-    client: &Client,
-    mut source: Unfound<'a, TokioPostgres>,
-) -> Result<RowSource<'a, TokioPostgres>> {
+async fn look_in<E: Executor + ?Sized>(executor: &mut E, mut source: Unfound) -> Result<RowSource> {
     let counter = source.counter;
     for name in source.target.names() {
-        find(client, &counter, name).await?;
+        find(executor, &counter, name).await?;
     }
-    let mut source = source.found()?;
+    let mut source = source.found(Dialect::Postgres)?;
     let mut script = of_page();
-    client
-        .batch_execute(&script)
-        .await
-        .map_err(|error| failed_on("reading the source", &counter, error))?;
-    check_types(client, &source).await?;
+    let set = executor.run(&script).await;
+    set.map_err(|error| failed_on("reading the source", &counter, error))?;
+    check_types(executor, &source).await?;
     // The first page is not limited to some partitions by its key.
-    let first = plan_of(client, &source, "EXPLAIN (VERBOSE)", false).await?;
-    refuse_part(client, &counter, &first).await?;
-    let next = plan_of(client, &source, "EXPLAIN", true).await?;
+    let limit = (!source.by_tally).then(super::some_limit);
+    let first = format!("EXPLAIN (VERBOSE) {}", source.page_text(false));
+    let first = plan(executor, &counter, first, limit.into_iter().collect()).await?;
+    refuse_part(executor, &counter, &first).await?;
+    let (text, values) = next_page(&source);
+    let next = plan(executor, &counter, format!("EXPLAIN {text}"), values).await?;
     if let Some(index) = source.target.wanted_index(Dialect::Postgres, &counter)
         && next.iter().any(|line| sorts(line))
     {
@@ -57,20 +52,18 @@ async fn look_in<'a>(
     }
     // Partitions and children come without waiting for readers.
     let kinship = Query::new(KINSHIP, Vec::new());
-    let failed = |error| failed_on("inspecting the tables of the source", &counter, error);
-    let rows = rows(client, &kinship).await.map_err(failed)?;
-    let kin: String =
-        rows.first().map_or(Ok(String::new()), |row| row.try_get(0)).map_err(failed)?;
-    source.watch = (!kin.is_empty()).then_some(kinship);
+    let kin = texts(executor, &kinship).await;
+    let kin = kin.or_failed_on("inspecting the tables of the source", &counter)?;
+    source.watch = kin.iter().any(|kin| !kin.is_empty()).then_some(kinship);
     // The tables are locked before the snapshot, which does not see what TRUNCATE, a partition that
     // comes or goes, or a rewrite of a table does to it later.
     let names: Vec<String> = source.target.names().map(|name| name.quoted()).collect();
     if !names.is_empty() {
         let lock = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
-        match client.batch_execute(&lock).await {
+        match executor.run(&lock).await {
             Ok(()) => script = format!("{lock}; {script}"),
             // A role that may read some columns only locks nothing.
-            Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {}
+            Err(error) if error.kind == ErrorKind::ReadOnly => {}
             Err(error) => return Err(source_failed("locking the source", &counter, error)),
         }
     }
@@ -78,104 +71,64 @@ async fn look_in<'a>(
     Ok(source)
 }
 
-/// The rows of one query.
-async fn rows(client: &Client, query: &Query<'_>) -> Result<Vec<Row>, tokio_postgres::Error> {
-    client.query_typed(&query.text, &typed(&query.values)).await
-}
-
 /// Finds what PostgreSQL cannot prepare, and columns that do not have the types of the key and of
 /// amounts, before anything runs.
-async fn check_types(client: &Client, source: &RowSource<'_, TokioPostgres>) -> Result<()> {
-    let (counter, statements) = (&source.counter, &source.statements);
-    let kinds: Vec<Type> = some_key(counter).iter().map(kind_of).collect();
-    let arrays: Vec<Type> =
-        some_key(counter).into_iter().map(|value| kind_of(&value.into_column())).collect();
-    let limited = [kinds.as_slice(), &[Type::INT8]].concat();
-    let prepare = async |text: &str, kinds: &[Type]| {
-        let prepared = client.prepare_typed(text, kinds).await;
-        prepared.map_err(|error| source_failed("preparing its SQL", counter, error))
-    };
-    let sample = prepare(&statements.sample_first, &[Type::INT8]).await?;
-    let (parts, columns) = (counter.parts(), sample.columns());
-    let key_at = columns.len().saturating_sub(parts.len() + 2);
-    for (part, column) in parts.as_slice().iter().zip(columns.iter().skip(key_at)) {
-        if !fits(*part, column.type_()) {
-            let reason =
-                format!("a key of {part} cannot be read from a column of type {}", column.type_());
+async fn check_types<E: Executor + ?Sized>(executor: &mut E, source: &RowSource) -> Result<()> {
+    let counter = &source.counter;
+    let kinds = answer(executor, counter, source.statements.types.clone(), Vec::new()).await?;
+    for (part, kind) in counter.parts().as_slice().iter().zip(&kinds) {
+        if !fits(*part, kind) {
+            let reason = format!("a key of {part} cannot be read from a column of type {kind}");
             return Err(Error::source(counter, None, reason));
         }
     }
-    if source.by_tally {
-        prepare(&statements.rows_next, &kinds).await?;
-        prepare(&statements.rows_of_keys, &arrays).await?;
-    } else {
-        prepare(&statements.sums_next, &limited).await?;
-        prepare(&statements.sums_of_keys, &arrays).await?;
-        if let Some(amount) = &statements.amount {
-            let amount = prepare(amount, &[]).await?;
-            let kind = amount.columns().first().map(|column| column.type_().clone());
-            check_amount(counter, kind.as_ref())?;
-        }
+    let amount = kinds.last().filter(|_| !source.by_tally && source.target.amount.is_some());
+    if let Some(kind) = amount.filter(|kind| !is_amount(kind)) {
+        let reason = format!("its amounts are of type {kind}, and must be integers");
+        return Err(Error::source(counter, None, reason));
     }
-    if let Some(parent) = &statements.parent {
-        prepare(parent, &arrays).await?;
+    for (text, values) in shapes(Dialect::Postgres, source) {
+        answer(executor, counter, format!("EXPLAIN {text}"), values).await?;
     }
-    prepare(&statements.sample_of_key, &limited).await?;
     Ok(())
 }
 
-/// A key as parameters, of the right types.
-fn some_key(counter: &CounterId) -> Vec<Value<'static>> {
-    let value = |part: &KeyPart| match part {
-        KeyPart::Signed(..=8) | KeyPart::Unsigned(..=8) => Value::Integer(0),
-        KeyPart::Text => Value::Text("".into()),
-        KeyPart::Uuid => Value::Uuid([0; 16]),
-        _ => Value::Blob([0; 16]),
-    };
-    counter.parts().as_slice().iter().map(value).collect()
+/// The texts that a statement about the source's SQL answers.
+async fn answer<E: Executor + ?Sized>(
+    executor: &mut E,
+    counter: &CounterId,
+    text: String,
+    values: Vec<Value<'_>>,
+) -> Result<Vec<String>> {
+    let texts = texts(executor, &Query::new(text, values)).await;
+    texts.map_err(source_stopped("preparing its SQL", counter))
+}
+
+/// A plan, a line a row.
+async fn plan<E: Executor + ?Sized>(
+    executor: &mut E,
+    counter: &CounterId,
+    text: String,
+    values: Vec<Value<'_>>,
+) -> Result<Vec<String>> {
+    let plan = texts(executor, &Query::new(text, values)).await;
+    plan.map_err(source_stopped("planning the source", counter))
 }
 
 /// Whether a column of this type holds such a part of a key, and compares as it does.
-fn fits(part: KeyPart, kind: &Type) -> bool {
+fn fits(part: KeyPart, kind: &str) -> bool {
     match part {
         KeyPart::Signed(..=8) | KeyPart::Unsigned(..=8) => {
-            matches!(*kind, Type::INT2 | Type::INT4 | Type::INT8)
+            matches!(kind, "smallint" | "integer" | "bigint")
         }
-        KeyPart::Text => matches!(*kind, Type::TEXT | Type::VARCHAR),
-        KeyPart::Uuid => *kind == Type::UUID,
-        _ => *kind == Type::BYTEA,
+        KeyPart::Text => matches!(kind, "text" | "character varying"),
+        KeyPart::Uuid => kind == "uuid",
+        _ => kind == "bytea",
     }
 }
 
-fn check_amount(counter: &CounterId, kind: Option<&Type>) -> Result<()> {
-    match kind {
-        Some(&(Type::INT2 | Type::INT4 | Type::INT8 | Type::NUMERIC)) => Ok(()),
-        kind => {
-            let kind = kind.map_or("nothing", Type::name);
-            Err(Error::source(
-                counter,
-                None,
-                format!("its amounts are of type {kind}, and must be integers"),
-            ))
-        }
-    }
-}
-
-/// The plan of a page, a line a row.
-async fn plan_of(
-    client: &Client,
-    source: &RowSource<'_, TokioPostgres>,
-    explain: &str,
-    is_behind: bool,
-) -> Result<Vec<String>> {
-    let mut values = if is_behind { some_key(&source.counter) } else { Vec::new() };
-    if !source.by_tally {
-        values.push(Value::Integer(1024));
-    }
-    let query = Query::new(format!("{explain} {}", source.page_text(is_behind)), values);
-    let plan = rows(client, &query).await;
-    plan.and_then(|plan| plan.iter().map(|row| row.try_get(0)).collect())
-        .map_err(|error| source_failed("planning the source", &source.counter, error))
+fn is_amount(kind: &str) -> bool {
+    matches!(kind, "smallint" | "integer" | "bigint" | "numeric")
 }
 
 /// Whether a line of a plan says that rows are sorted, or come in no order.
@@ -188,30 +141,34 @@ fn sorts(line: &str) -> bool {
 /// Where there are relations of the name `$1`: the schema, whether a bare name reaches it, whether
 /// it is this session's for what is temporary; and whether the relation is a partition.
 const NAMED: &str =
-    "SELECT n.nspname::text, array_position(current_schemas(true), n.nspname) IS NOT NULL, n.oid = pg_my_temp_schema(), c.relispartition
+    "SELECT n.nspname::text, (array_position(current_schemas(true), n.nspname) IS NOT NULL)::int, (n.oid = pg_my_temp_schema())::int, c.relispartition::int
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE c.relname::text = $1 AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND NOT pg_is_other_temp_schema(n.oid)
     ORDER BY array_position(current_schemas(true), n.nspname), 1";
 
 /// Finds the one schema that a table's name stands for.
-async fn find(client: &Client, counter: &CounterId, name: &mut Name) -> Result<()> {
-    let failed = |error| failed_on("finding the tables of the source", counter, error);
+async fn find<E: Executor + ?Sized>(
+    executor: &mut E,
+    counter: &CounterId,
+    name: &mut Name,
+) -> Result<()> {
     let query = Query::new(NAMED.to_owned(), vec![Value::Text(name.table.clone().into())]);
     let (mut meant, mut others, mut is_part) = (Vec::new(), Vec::new(), false);
-    for row in rows(client, &query).await.map_err(failed)? {
-        let place = |row: &Row| {
-            Ok((row.try_get::<_, String>(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?))
-        };
-        let (schema, reached, temporary, partition): (_, _, _, bool) =
-            place(&row).map_err(failed)?;
-        let is_meant = match name.schema.as_deref() {
-            None => reached,
-            Some("pg_temp") => temporary,
-            Some(wanted) => wanted == schema,
-        };
-        is_part |= is_meant && partition;
-        if is_meant { meant.push(schema) } else { others.push(schema) }
-    }
+    let read = executor
+        .fetch(std::slice::from_ref(&query), &mut |_, row| {
+            let is = |at| row.column(at) == Column::Integer(1);
+            let Column::Text(schema) = row.column(0) else { return Ok(()) };
+            let is_meant = match name.schema.as_deref() {
+                None => is(1),
+                Some("pg_temp") => is(2),
+                Some(wanted) => wanted == schema,
+            };
+            is_part |= is_meant && is(3);
+            if is_meant { &mut meant } else { &mut others }.push(schema.into_owned());
+            Ok(())
+        })
+        .await;
+    read.or_failed_on("finding the tables of the source", counter)?;
     name.find(counter, &meant, &others)?;
     if is_part {
         let reason = format!(
@@ -225,7 +182,11 @@ async fn find(client: &Client, counter: &CounterId, name: &mut Name) -> Result<(
 
 /// Refuses a source whose plan, as EXPLAIN VERBOSE gives it, does not read all rows, or reads some
 /// of another snapshot.
-async fn refuse_part(client: &Client, counter: &CounterId, plan: &[String]) -> Result<()> {
+async fn refuse_part<E: Executor + ?Sized>(
+    executor: &mut E,
+    counter: &CounterId,
+    plan: &[String],
+) -> Result<()> {
     let refused = |what: String| Err(Error::source(counter, None, what));
     for line in plan.iter().map(|line| line.trim_start().trim_start_matches("->").trim_start()) {
         if let Some((node, _)) = line.split_once("  (cost=") {
@@ -242,12 +203,10 @@ async fn refuse_part(client: &Client, counter: &CounterId, plan: &[String]) -> R
     }
     let names = plan.iter().filter_map(|line| relation(line)).map(Into::into).collect();
     let text = "SELECT n FROM unnest($1::text[]) AS n JOIN pg_class AS c ON c.oid = to_regclass(n) WHERE c.relkind = 'm' LIMIT 1";
-    let failed = |error| failed_on("inspecting the tables of the source", counter, error);
     let query = Query::new(text.to_owned(), vec![Value::Texts(names)]);
-    let Some(row) = rows(client, &query).await.map_err(failed)?.into_iter().next() else {
-        return Ok(());
-    };
-    let name: String = row.try_get(0).map_err(failed)?;
+    let found = texts(executor, &query).await;
+    let found = found.or_failed_on("inspecting the tables of the source", counter)?;
+    let Some(name) = found.first() else { return Ok(()) };
     refused(format!("{name} is a materialized view, which has the rows of its last refresh"))
 }
 
