@@ -8,6 +8,9 @@ use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+mod failure;
+
+pub use self::failure::{ErrorKind, Failure, fault_of_sqlstate};
 use crate::batch::Batch;
 use crate::error::{Cause, Error, Result, shortened};
 use crate::sql::{Dialect, Query};
@@ -184,7 +187,7 @@ pub trait Blocking: Executor {}
 /// A library, by its rows.
 pub trait Driver: 'static {
     /// A row of an answer, as the library gives it.
-    type Row<'r>: Row;
+    type Row<'r>;
 }
 
 /// A call of a store or an audit: [finishes](Executor::finish) when it is dropped.
@@ -383,34 +386,4 @@ impl fmt::Display for Column<'_> {
             Self::Other(kind) => write!(f, "a column of type {kind}"),
         }
     }
-}
-
-/// A driver's error.
-#[derive(Debug)]
-pub struct Failure {
-    /// What it means.
-    pub kind: ErrorKind,
-    /// What is wrong with the statement itself, or with the rows that it reads, if the error is
-    /// about those: the source of a counter is then at fault, and not the database.
-    pub fault: Option<String>,
-    /// The library's own error.
-    pub cause: Cause,
-}
-
-/// What a driver's error means.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ErrorKind {
-    /// Nothing was done, and the whole transaction may be tried again, for this reason.
-    Busy(&'static str),
-    /// A sum left 64 bits.
-    Overflow,
-    /// A table is absent: this one, or one that the database did not name separately.
-    NoTable(Option<String>),
-    /// A table is not as the statement expects.
-    Misfit,
-    /// The database can only be read now.
-    ReadOnly,
-    /// Anything else.
-    Other,
 }

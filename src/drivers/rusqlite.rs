@@ -9,7 +9,7 @@ use std::fmt;
 use std::mem::ManuallyDrop;
 
 use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
-use rusqlite::{CachedStatement, Connection, ErrorCode, Params, Statement, ffi, params_from_iter};
+use rusqlite::{CachedStatement, Connection, ErrorCode, Params, Statement, params_from_iter};
 
 use crate::batch::Batch;
 use crate::error::{Cause, Result, chain};
@@ -316,10 +316,6 @@ impl ToSql for Value<'_> {
     }
 }
 
-/// `SQLITE_CONSTRAINT_DATATYPE`, which rusqlite knows only with its bundled SQLite. A sum beyond 64
-/// bits becomes REAL, which a STRICT column refuses.
-const CONSTRAINT_DATATYPE: i32 = ffi::SQLITE_CONSTRAINT | (12 << 8);
-
 impl From<rusqlite::Error> for Failure {
     fn from(error: rusqlite::Error) -> Self {
         Self { kind: kind(&error), fault: fault(&error), cause: error.into() }
@@ -327,19 +323,8 @@ impl From<rusqlite::Error> for Failure {
 }
 
 fn kind(error: &rusqlite::Error) -> ErrorKind {
-    let extended = error.sqlite_error().map_or(0, |error| error.extended_code);
-    match error.sqlite_error_code() {
-        Some(ErrorCode::DatabaseBusy) if extended == ffi::SQLITE_BUSY_SNAPSHOT => ErrorKind::Busy(
-            "another connection wrote after this transaction had read; roll it back and repeat it whole, and begin \
-             transactions that write with BEGIN IMMEDIATE",
-        ),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => ErrorKind::Busy(
-            "the database is locked by another connection; roll back and try again, or set a busy timeout",
-        ),
-        Some(ErrorCode::ReadOnly) => ErrorKind::ReadOnly,
-        _ if extended == CONSTRAINT_DATATYPE => ErrorKind::Overflow,
-        code => kind_in_words(&error.to_string(), code),
-    }
+    let code = error.sqlite_error().map(|error| error.extended_code);
+    ErrorKind::of_sqlite(code, &error.to_string())
 }
 
 /// Without a code, rusqlite itself refused a column or a text of SQL; and an error of SQL has a
@@ -350,19 +335,4 @@ fn fault(error: &rusqlite::Error) -> Option<String> {
         None | Some(ErrorCode::Unknown | ErrorCode::TypeMismatch | ErrorCode::TooBig)
     );
     is_of_statement.then(|| chain(error))
-}
-
-/// Errors that SQLite tells apart only in the message.
-fn kind_in_words(text: &str, code: Option<ErrorCode>) -> ErrorKind {
-    if text.contains("integer overflow") {
-        return ErrorKind::Overflow;
-    }
-    if let Some((_, table)) = text.split_once("no such table: ") {
-        let table = table.split([' ', ',']).next().unwrap_or(table);
-        return ErrorKind::NoTable(Some(table.trim_start_matches("main.").to_owned()));
-    }
-    // A missing column. Errors of the database itself, with a code of their own, are not this.
-    let is_misfit =
-        matches!(code, None | Some(ErrorCode::Unknown)) && text.contains("no such column");
-    if is_misfit { ErrorKind::Misfit } else { ErrorKind::Other }
 }

@@ -54,7 +54,7 @@ macro_rules! transact {
 pub(crate) use transact;
 
 /// The result of a future whose driver blocks: it is ready at the first poll.
-#[cfg(any(test, feature = "sql"))]
+#[cfg(feature = "sql")]
 pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     match std::pin::pin!(future).poll(&mut context) {
@@ -210,6 +210,7 @@ fn lost(error: Error) -> Error {
 
 /// The error for the failure of an application's work in a transaction. The work's own error is
 /// the application's.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) fn work_failed(operation: &str) -> Error {
     Error::Database { operation: operation.to_owned(), cause: "its work failed".into() }
 }

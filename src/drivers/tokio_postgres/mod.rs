@@ -13,7 +13,7 @@ use std::pin::pin;
 use futures_util::future::{join, try_join_all};
 use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
-use tokio_postgres::error::{DbError, Severity, SqlState};
+use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::types::{Type, WrongType};
 use tokio_postgres::{Client, Row, RowStream, SimpleQueryMessage, Statement, Transaction};
 
@@ -24,7 +24,7 @@ use crate::engine::{Whose, failed};
 use crate::error::{Cause, Error, Result, server_text};
 use crate::executor::{
     Connect, Driver, Each, EachOf, ErrorKind, Executor, Failure, NotCommitted, Reading, Reply,
-    Stopped,
+    Stopped, fault_of_sqlstate,
 };
 use crate::sql::{Dialect, Query, Value};
 
@@ -535,62 +535,6 @@ fn is_forgotten(error: &tokio_postgres::Error) -> bool {
     })
 }
 
-/// Whether a table is not as the statement expects: a column is missing or has another type.
-fn is_misfit(error: &tokio_postgres::Error) -> bool {
-    match error.code() {
-        Some(code) => {
-            let others = [SqlState::UNDEFINED_TABLE, SqlState::INSUFFICIENT_PRIVILEGE];
-            code.code().starts_with("42") && !others.contains(code)
-        }
-        None => error.source().is_some_and(<dyn std::error::Error>::is::<WrongType>),
-    }
-}
-
-const ENDED: &str =
-    "the server ended the connection; open another, and try the whole transaction again";
-
-/// The reason why nothing was applied and a retry helps, if that is so. If the connection was lost
-/// before a commit, nothing was applied either.
-fn busy(error: &tokio_postgres::Error) -> Option<&'static str> {
-    let Some(db) = error.as_db_error() else {
-        let lost = error.is_closed()
-            || error.source().is_some_and(<dyn std::error::Error>::is::<std::io::Error>);
-        return lost.then_some(
-            "the connection was lost; open another, and try the whole transaction again",
-        );
-    };
-    if is_forgotten(error) {
-        return Some(
-            "the server has forgotten a prepared statement, which is prepared again; roll back, and try the whole transaction again",
-        );
-    }
-    match *db.code() {
-        SqlState::IN_FAILED_SQL_TRANSACTION => Some(
-            "an earlier error has aborted the transaction; roll back, and try the whole transaction again",
-        ),
-        SqlState::T_R_SERIALIZATION_FAILURE => Some(
-            "another transaction changed what this one had read; roll back, and try the whole transaction again",
-        ),
-        SqlState::T_R_DEADLOCK_DETECTED => Some(
-            "it and another transaction are in a deadlock; roll back, and try the whole transaction again",
-        ),
-        SqlState::LOCK_NOT_AVAILABLE => {
-            Some("another transaction held a lock that it needs for longer than lock_timeout")
-        }
-        SqlState::QUERY_CANCELED => Some("it was cancelled, or took longer than statement_timeout"),
-        SqlState::TOO_MANY_CONNECTIONS | SqlState::OUT_OF_MEMORY => {
-            Some("the server is out of memory or connections")
-        }
-        SqlState::ADMIN_SHUTDOWN
-        | SqlState::CRASH_SHUTDOWN
-        | SqlState::CANNOT_CONNECT_NOW
-        | SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT => Some(ENDED),
-        // Whatever the code is: other timeouts of the server end the connection too.
-        _ if matches!(db.parsed_severity(), Some(Severity::Fatal | Severity::Panic)) => Some(ENDED),
-        _ => None,
-    }
-}
-
 /// The error of a failed commit: its outcome is unknown unless the server itself reports that it
 /// rolled the transaction back.
 pub(crate) fn commit_failed(operation: &str, error: tokio_postgres::Error) -> Error {
@@ -618,42 +562,26 @@ fn is_refused_by(cause: &Cause) -> bool {
 
 impl From<tokio_postgres::Error> for Failure {
     fn from(error: tokio_postgres::Error) -> Self {
-        Self { kind: kind(&error), fault: fault(&error), cause: error.into() }
+        let said = error.as_db_error();
+        let fault = said.and_then(|db| fault_of_sqlstate(db.code().code(), &server_text(db)));
+        Self { kind: kind(&error), fault, cause: error.into() }
     }
 }
 
 fn kind(error: &tokio_postgres::Error) -> ErrorKind {
-    if let Some(reason) = busy(error) {
-        return ErrorKind::Busy(reason);
+    if is_forgotten(error) {
+        return ErrorKind::FORGOTTEN;
     }
-    match error.code() {
-        Some(&SqlState::NUMERIC_VALUE_OUT_OF_RANGE) => ErrorKind::Overflow,
-        // The server names an absent table only in the message.
-        Some(&SqlState::UNDEFINED_TABLE) => ErrorKind::NoTable(None),
-        Some(&(SqlState::READ_ONLY_SQL_TRANSACTION | SqlState::INSUFFICIENT_PRIVILEGE)) => {
-            ErrorKind::ReadOnly
-        }
-        _ if is_misfit(error) => ErrorKind::Misfit,
+    if let Some(db) = error.as_db_error() {
+        let is_fatal = matches!(db.parsed_severity(), Some(Severity::Fatal | Severity::Panic));
+        let code = db.code().code();
+        return if is_fatal { ErrorKind::of_fatal(code) } else { ErrorKind::of_sqlstate(code) };
+    }
+    match error.source() {
+        _ if error.is_closed() => ErrorKind::LOST,
+        Some(source) if source.is::<std::io::Error>() => ErrorKind::LOST,
+        // A column has another type than the driver's parameter.
+        Some(source) if source.is::<WrongType>() => ErrorKind::Misfit,
         _ => ErrorKind::Other,
     }
-}
-
-/// Of the classes "cardinality violation", "data exception", and "syntax error or access rule
-/// violation".
-fn fault(error: &tokio_postgres::Error) -> Option<String> {
-    let said = error.as_db_error()?;
-    ["21", "22", "42"]
-        .iter()
-        .any(|class| said.code().code().starts_with(class))
-        .then(|| text_of(said))
-}
-
-/// What the server said of a statement or its rows.
-fn text_of(said: &DbError) -> String {
-    let role = if *said.code() == SqlState::INSUFFICIENT_PRIVILEGE {
-        "; read it as a role that sees all rows"
-    } else {
-        ""
-    };
-    format!("{}{role}", server_text(said))
 }

@@ -19,7 +19,6 @@ pub use self::recount::Totals;
 use self::recount::{
     Name, at, expected, names, not_0, plus, recount, standing, totals, with_bases,
 };
-use super::world::through_text;
 
 keepcount::counters! {
     /// Neither in the order of names nor of levels.
@@ -365,7 +364,12 @@ impl<B: Backend> Check<'_, B> {
             let report = self.backend.run(&mut leg, case.source)?;
             if let Some(token) = &report.token {
                 assert!(in_legs && report.outcome == Outcome::Limit("pages"), "{report}");
-                leg = Reconciler::resume(mode, &SCHEMA, &through_text(token), options)?;
+                leg = Reconciler::resume(
+                    mode,
+                    &SCHEMA,
+                    &token.to_string().parse().unwrap(),
+                    options,
+                )?;
             }
             let is_last = report.token.is_none();
             reports.push(report);

@@ -1,0 +1,57 @@
+//! SQLite.
+
+use keepcount_sqlx::{SqliteAudit, SqliteRows, SqliteStore};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions as _, Sqlite, SqliteConnection};
+use tempfile::TempDir;
+
+tests!(Sqlite, SqliteStore, SqliteAudit, SqliteRows, database);
+
+/// It sorts texts by their bytes.
+const COLLATION: &str = "";
+
+const HAS_SAVEPOINTS: bool = true;
+const BEGIN: &str = "BEGIN IMMEDIATE";
+const WRITERS: i64 = 4;
+
+struct Database(TempDir);
+
+impl Database {
+    async fn connect(&self) -> SqliteConnection {
+        let options = SqliteConnectOptions::new().filename(self.0.path().join("db"));
+        let options =
+            options.create_if_missing(true).journal_mode(sqlx::sqlite::SqliteJournalMode::Wal);
+        options.connect().await.unwrap()
+    }
+}
+
+async fn database() -> Option<Database> {
+    Some(Database(tempfile::tempdir().unwrap()))
+}
+
+async fn run_case(case: &Case, store: &mut impl keepcount::AsyncStore) {
+    conformance::run_async(case, store).await;
+}
+
+/// A batch that is refused leaves the caller's transaction as it was.
+mod in_a_transaction {
+    use super::*;
+
+    fn each(case: &Case) {
+        block_on(async {
+            let Some(database) = database().await else { return };
+            let mut conn = database.connect().await;
+            SqliteStore::new(&mut conn, &conformance::SCHEMA).create().await.unwrap();
+            run(&mut conn, "CREATE TABLE votes (id BIGINT)").await;
+            let mut tx = conn.begin_with("BEGIN IMMEDIATE").await.unwrap();
+            run(&mut tx, "INSERT INTO votes VALUES (7)").await;
+            run_case(case, &mut SqliteStore::new(&mut tx, &conformance::SCHEMA)).await;
+            let rows: i64 =
+                sqlx::query_scalar("SELECT count(*) FROM votes").fetch_one(&mut *tx).await.unwrap();
+            assert_eq!(rows, 1);
+            tx.commit().await.unwrap();
+        });
+    }
+
+    keepcount::conformance_tests!(each each);
+}
