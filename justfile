@@ -50,6 +50,10 @@ aims:
 library NAME:
     cargo test --target-dir target/examples --manifest-path examples/with-{{NAME}}/Cargo.toml
 
+# A driver of another package: `just driver sqlx`.
+driver NAME:
+    cargo test --target-dir target/examples --manifest-path drivers/{{NAME}}/Cargo.toml --features postgres,sqlite
+
 # The reconciler as a job of a tokio application.
 tokio:
     cargo test --manifest-path examples/with-tokio/Cargo.toml

@@ -1,14 +1,14 @@
 //! The write paths of the application: each takes a row's old values from the write itself, never
 //! from an earlier read.
 
-use keepcount::sql::{self, Dialect};
-use keepcount::{Batch, Date, StreamRange};
+use keepcount::{AsyncStore as _, Batch, Date, StreamRange};
+use keepcount_sqlx::PostgresStore;
 use sqlx::error::DatabaseError;
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Connection as _, PgPool, Postgres, Row as _, Transaction};
+use sqlx::{Connection as _, PgPool, Postgres, Row as _, Transaction};
 
-use crate::counters::{SCHEMA, Setlist, TABLES, Vote};
-use crate::{Error, Result, totals};
+use crate::counters::{SCHEMA, SHOW_VOTES, Setlist, TABLES, Vote};
+use crate::{Error, Result};
 
 /// A pool of connections: writes that belong together go through one transaction.
 ///
@@ -28,9 +28,7 @@ impl App {
     pub async fn migrate(&self) -> Result<()> {
         let mut tx = self.pool.begin().await?;
         sqlx::raw_sql(TABLES).execute(&mut *tx).await?;
-        for statement in sql::ddl(Dialect::Postgres, &SCHEMA) {
-            sqlx::query(AssertSqlSafe(statement)).execute(&mut *tx).await?;
-        }
+        PostgresStore::new(&mut tx, &SCHEMA).create().await?;
         Ok(tx.commit().await?)
     }
 
@@ -46,7 +44,7 @@ impl App {
         insert.bind(setlist.id).bind(&setlist.show).execute(&mut *tx).await?;
         let mut batch = Batch::new();
         batch.insert(setlist);
-        apply_and_commit(tx, &batch).await
+        apply_and_commit(tx, batch).await
     }
 
     /// Moves a setlist with its votes to another show; the row's lock serializes conflicting
@@ -61,7 +59,7 @@ impl App {
         let new = update.bind(id).bind(show).fetch_one(&mut *tx).await?;
         let mut batch = Batch::new();
         batch.update(&setlist_from(&old)?, &setlist_from(&new)?);
-        apply_and_commit(tx, &batch).await?;
+        apply_and_commit(tx, batch).await?;
         Ok(true)
     }
 
@@ -82,7 +80,7 @@ impl App {
         }
         let setlist = sqlx::query("DELETE FROM setlists WHERE id = $1 RETURNING id, show_slug");
         batch.delete(&setlist_from(&setlist.bind(id).fetch_one(&mut *tx).await?)?);
-        apply_and_commit(tx, &batch).await?;
+        apply_and_commit(tx, batch).await?;
         Ok(true)
     }
 
@@ -90,7 +88,7 @@ impl App {
         let mut tx = self.pool.begin().await?;
         let mut batch = Batch::new();
         let id = upsert_vote(&mut tx, vote, &mut batch).await?;
-        apply_and_commit(tx, &batch).await?;
+        apply_and_commit(tx, batch).await?;
         Ok(id)
     }
 
@@ -107,7 +105,7 @@ impl App {
         let new = update.bind(id).bind(setlist).fetch_one(&mut *tx).await?;
         let mut batch = Batch::new();
         batch.update(&vote_from(&old)?, &vote_from(&new)?);
-        apply_and_commit(tx, &batch).await?;
+        apply_and_commit(tx, batch).await?;
         Ok(true)
     }
 
@@ -120,7 +118,7 @@ impl App {
         let Some(row) = delete.fetch_optional(&mut *tx).await? else { return Ok(false) };
         let mut batch = Batch::new();
         batch.delete(&vote_from(&row)?);
-        apply_and_commit(tx, &batch).await?;
+        apply_and_commit(tx, batch).await?;
         Ok(true)
     }
 
@@ -143,7 +141,7 @@ impl App {
                 Err(error) => return Err(error),
             }
         }
-        totals::apply(&mut tx, &SCHEMA, &batch).await?;
+        PostgresStore::new(&mut tx, &SCHEMA).apply(&mut batch).await?;
         if preview {
             tx.rollback().await?
         } else {
@@ -157,33 +155,28 @@ impl App {
     pub async fn deliver(&self, first: u64, votes: &[Vote]) -> Result<bool> {
         let stream_range = StreamRange::new("votes", first, first + votes.len() as u64 - 1)?;
         let mut tx = self.pool.begin().await?;
-        let lock =
-            sqlx::query_scalar(AssertSqlSafe(sql::lock_offset())).bind(stream_range.stream());
-        let last: i64 = lock.fetch_one(&mut *tx).await?;
-        if !stream_range.follows(last.try_into()?)? {
-            return Ok(false);
-        }
         let mut batch = Batch::new();
         for vote in votes {
             upsert_vote(&mut tx, vote, &mut batch).await?;
         }
-        totals::apply(&mut tx, &SCHEMA, &batch).await?;
-        let set = sqlx::query(AssertSqlSafe(sql::set_offset(Dialect::Postgres)))
-            .bind(stream_range.stream());
-        set.bind(i64::try_from(stream_range.last())?).execute(&mut *tx).await?;
+        let mut store = PostgresStore::new(&mut tx, &SCHEMA);
+        if store.apply_idempotent(&mut batch, &stream_range).await?.skipped {
+            tx.rollback().await?;
+            return Ok(false);
+        }
         tx.commit().await?;
         Ok(true)
     }
 
-    /// Reads a total: it is a row like any other, so you can join with it.
+    /// Reads a total. It is a row like any other, so a query of your own can join with it.
     pub async fn show_votes(&self, show: &str) -> Result<i64> {
-        let total = sqlx::query_scalar("SELECT total FROM show_votes WHERE key = $1").bind(show);
-        Ok(total.fetch_optional(&self.pool).await?.unwrap_or(0))
+        let mut conn = self.pool.acquire().await?;
+        Ok(PostgresStore::new(&mut conn, &SCHEMA).total(SHOW_VOTES, show).await?)
     }
 }
 
-async fn apply_and_commit(mut tx: Transaction<'_, Postgres>, batch: &Batch) -> Result<()> {
-    totals::apply(&mut tx, &SCHEMA, batch).await?;
+async fn apply_and_commit(mut tx: Transaction<'_, Postgres>, mut batch: Batch) -> Result<()> {
+    PostgresStore::new(&mut tx, &SCHEMA).apply(&mut batch).await?;
     Ok(tx.commit().await?)
 }
 

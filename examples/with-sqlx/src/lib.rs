@@ -4,7 +4,6 @@
 mod app;
 #[path = "../../votes/counters.rs"]
 pub mod counters;
-pub mod totals;
 
 pub use app::App;
 

@@ -1,10 +1,13 @@
-//! keepcount with sqlx: runs the statements of `keepcount::sql` in the application's own
-//! transaction.
+//! keepcount with sqlx, in SQLite: writes, a batch that is rolled back, events that are delivered
+//! twice, and a repair by the application's own pool.
 //!
 //! docs/libraries.md shows the function between the markers; a test compares both.
 
-use keepcount::{Batch, Record, StreamRange, Tally};
-use sqlx::{Connection as _, Row as _};
+use keepcount::reconcile::{Columns, repair};
+use keepcount::{AsyncStore as _, Batch, Record, StreamRange, Tally};
+use keepcount_sqlx::{SqliteAudit, SqliteRows, SqliteStore};
+use sqlx::sqlite::SqlitePoolOptions;
+use sqlx::{Row as _, SqlitePool};
 
 keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
 
@@ -18,93 +21,67 @@ impl Record for Vote {
     }
 }
 
-// docs/libraries.md: begin
-use keepcount::sql::{self, Dialect, Value};
-use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection, query::Query, sqlite::SqliteArguments};
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-async fn apply(
-    conn: &mut SqliteConnection,
-    batch: &Batch,
-) -> Result<(), Box<dyn std::error::Error>> {
-    for statement in sql::apply(Dialect::Sqlite, &SCHEMA, batch)? {
-        for row in statement.rows() {
-            let mut query: Query<'_, Sqlite, SqliteArguments> =
-                sqlx::query(AssertSqlSafe(statement.text.as_str()));
-            for value in row {
-                query = match value {
-                    Value::Integer(number) => query.bind(*number),
-                    Value::Text(text) => query.bind(text.to_string()),
-                    Value::Blob(bytes) | Value::Uuid(bytes) => query.bind(bytes.to_vec()),
-                    other => unreachable!("{other:?} is in no batch on SQLite"),
-                };
-            }
-            query.execute(&mut *conn).await?;
-        }
-    }
-    Ok(()) // behind the commit: `batch.spend()`, if the batch is used again
+// docs/libraries.md: begin
+async fn vote(pool: &SqlitePool, vote: &Vote) -> Result<()> {
+    let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?;
+    sqlx::query("INSERT INTO votes (show_id) VALUES (?)").bind(vote.show).execute(&mut *tx).await?;
+    let mut batch = Batch::new();
+    batch.insert(vote);
+    SqliteStore::new(&mut tx, &SCHEMA).apply(&mut batch).await?;
+    Ok(tx.commit().await?)
+}
+
+async fn nightly(pool: &SqlitePool) -> Result<()> {
+    let mut conn = pool.acquire().await?;
+    let mut audit = SqliteAudit::new(&mut conn, &SCHEMA).await?;
+    let votes = SqliteRows::of("votes", |row| Ok(Vote { show: row.try_get("show_id")? }));
+    audit.add(votes.key(SHOW_VOTES, Columns::of(["show_id"]).count())).await?;
+    println!("{}", repair(&SCHEMA).run_async(&mut audit).await?);
+    Ok(())
 }
 // docs/libraries.md: end
 
-/// Applies events once, in the transaction that wrote their rows. Returns `false` if they were
-/// applied before: roll back then.
-async fn apply_idempotent(
-    conn: &mut SqliteConnection,
-    batch: &Batch,
-    stream_range: &StreamRange<'_>,
-) -> Result<bool, Box<dyn std::error::Error>> {
-    let read = sqlx::query_scalar(AssertSqlSafe(sql::read_offset(Dialect::Sqlite)))
-        .bind(stream_range.stream().to_owned());
-    let last: Option<i64> = read.fetch_optional(&mut *conn).await?;
-    if !stream_range.follows(last.unwrap_or(0).try_into()?)? {
-        return Ok(false);
-    }
-    apply(conn, batch).await?;
-    let set = sqlx::query(AssertSqlSafe(sql::set_offset(Dialect::Sqlite)))
-        .bind(stream_range.stream().to_owned());
-    set.bind(i64::try_from(stream_range.last())?).execute(&mut *conn).await?;
-    Ok(true)
-}
-
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut conn = SqliteConnection::connect("sqlite::memory:").await?;
-    sqlx::query("CREATE TABLE votes (id INTEGER PRIMARY KEY, show_id INTEGER NOT NULL)")
-        .execute(&mut conn)
-        .await?;
-    for statement in sql::ddl(Dialect::Sqlite, &SCHEMA) {
-        sqlx::query(AssertSqlSafe(statement)).execute(&mut conn).await?;
-    }
+async fn main() -> Result<()> {
+    let pool = SqlitePoolOptions::new().max_connections(1).connect("sqlite::memory:").await?;
+    let tables = "CREATE TABLE votes (id INTEGER PRIMARY KEY, show_id INTEGER NOT NULL);
+                  CREATE INDEX votes_by_show ON votes (show_id)";
+    sqlx::raw_sql(tables).execute(&pool).await?;
+    SqliteStore::new(&mut *pool.acquire().await?, &SCHEMA).create().await?;
 
     // Committed: the vote and its total.
-    let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
-    let mut batch = Batch::new();
-    sqlx::query("INSERT INTO votes (show_id) VALUES (7)").execute(&mut *tx).await?;
-    batch.insert(&Vote { show: 7 });
-    apply(&mut tx, &batch).await?;
-    tx.commit().await?;
+    vote(&pool, &Vote { show: 7 }).await?;
 
     // Rolled back: neither.
-    let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
+    let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?;
     sqlx::query("INSERT INTO votes (show_id) VALUES (7)").execute(&mut *tx).await?;
-    apply(&mut tx, &batch).await?;
+    let mut batch = Batch::new();
+    batch.insert(&Vote { show: 7 });
+    SqliteStore::new(&mut tx, &SCHEMA).apply(&mut batch).await?;
     tx.rollback().await?;
 
-    // Delivered twice: applied once.
+    // Delivered twice: written once.
     let event = StreamRange::new("votes", 1, 1)?;
     for delivered in 1..=2 {
-        let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
+        let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?;
         sqlx::query("INSERT INTO votes (show_id) VALUES (7)").execute(&mut *tx).await?;
-        let applied = apply_idempotent(&mut tx, &batch, &event).await?;
-        assert_eq!(applied, delivered == 1);
-        if applied { tx.commit().await? } else { tx.rollback().await? }
+        let mut batch = Batch::new();
+        batch.insert(&Vote { show: 7 });
+        let mut store = SqliteStore::new(&mut tx, &SCHEMA);
+        let applied = store.apply_idempotent(&mut batch, &event).await?;
+        assert_eq!(applied.skipped, delivered == 2);
+        if applied.skipped { tx.rollback().await? } else { tx.commit().await? }
     }
 
-    let total: i64 = sqlx::query("SELECT total FROM show_votes WHERE key = 7")
-        .fetch_one(&mut conn)
-        .await?
-        .get(0);
-    let votes: i64 = sqlx::query("SELECT count(*) FROM votes").fetch_one(&mut conn).await?.get(0);
-    assert_eq!((total, votes), (2, 2));
+    // A row that no hook counted.
+    sqlx::query("INSERT INTO votes (show_id) VALUES (7)").execute(&pool).await?;
+    nightly(&pool).await?;
+    let mut conn = pool.acquire().await?;
+    let total = SqliteStore::new(&mut conn, &SCHEMA).total(SHOW_VOTES, 7).await?;
+    let votes: i64 = sqlx::query_scalar("SELECT count(*) FROM votes").fetch_one(&mut *conn).await?;
+    assert_eq!((total, votes), (3, 3));
     println!("show 7: {total} votes");
     Ok(())
 }
@@ -112,7 +89,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn docs_page_shows_the_compiled_function() {
+    fn docs_page_shows_the_compiled_functions() {
         let shown = |text: &'static str, begin: &str, end: &str| {
             text.split_once(begin)
                 .and_then(|(_, rest)| rest.split_once(end))
@@ -125,11 +102,11 @@ mod tests {
             "// docs/libraries.md: end\n",
         );
         let page = include_str!("../../../docs/libraries.md");
-        assert!(page.contains(source), "docs/libraries.md does not show src/main.rs's `apply`");
+        assert!(page.contains(source), "docs/libraries.md does not show what main.rs compiles");
     }
 
     #[test]
-    fn totals_commit_and_roll_back_with_the_rows() {
+    fn totals_commit_and_roll_back_with_the_rows_and_are_repaired() {
         super::main().unwrap();
     }
 }

@@ -44,3 +44,98 @@ async fn run_case(case: &Case, store: &mut impl keepcount::AsyncStore) {
         other => panic!("{other:?}"),
     }
 }
+
+/// What the server forgets, and what a migration makes stale, is prepared again. In a transaction of
+/// the caller's, the error says to repeat that.
+#[test]
+fn statements_that_the_server_has_forgotten_are_prepared_again() {
+    block_on(async {
+        let Some(database) = database().await else { return };
+        let (mut conn, mut of_audit) = (database.connect().await, database.connect().await);
+        run(&mut conn, TABLES).await;
+        let mut store = PostgresStore::new(&mut conn, &LIFE);
+        store.create().await.unwrap();
+        let mut batch = Batch::new();
+        let mut add = async |conn: &mut Connection| {
+            batch.add(SHOW_VOTES, 7, 1);
+            PostgresStore::new(conn, &LIFE).apply(&mut batch).await
+        };
+        add(&mut conn).await.unwrap();
+        run(&mut conn, "DEALLOCATE ALL").await;
+        add(&mut conn).await.unwrap();
+        assert_eq!(PostgresStore::new(&mut conn, &LIFE).total(SHOW_VOTES, 7).await.unwrap(), 2);
+        run(&mut conn, "DEALLOCATE ALL").await;
+        assert_eq!(PostgresStore::new(&mut conn, &LIFE).total(SHOW_VOTES, 7).await.unwrap(), 2);
+
+        add(&mut conn).await.unwrap();
+        run(&mut conn, "DEALLOCATE ALL").await;
+        let mut tx = conn.begin().await.unwrap();
+        let forgotten = add(&mut tx).await.unwrap_err();
+        assert_eq!(forgotten.recovery(), keepcount::Recovery::Retry, "{forgotten}");
+        tx.rollback().await.unwrap();
+        let mut tx = conn.begin().await.unwrap();
+        add(&mut tx).await.unwrap();
+        tx.commit().await.unwrap();
+
+        let mut audit = PostgresAudit::new(&mut of_audit, &LIFE).await.unwrap();
+        audit.add(votes()).await.unwrap();
+        for column in ["a", "b"] {
+            let report = repair(&LIFE).run_async(&mut audit).await.unwrap();
+            assert!(report.complete(), "{report}");
+            run(&mut conn, &format!("ALTER TABLE votes ADD COLUMN {column} BIGINT DEFAULT 7"))
+                .await;
+            insert(&mut conn, &Vote { show: 9, day: 1 }).await;
+        }
+        let report = repair(&LIFE).run_async(&mut audit).await.unwrap();
+        assert!(report.complete(), "{report}");
+        assert_eq!(PostgresStore::new(&mut conn, &LIFE).total(SHOW_VOTES, 9).await.unwrap(), 2);
+    });
+}
+
+#[test]
+fn pool_without_a_cache_of_statements_applies_and_reads() {
+    block_on(async {
+        let Some(database) = database().await else { return };
+        let options = database.0.clone().statement_cache_capacity(0);
+        let pool = sqlx::PgPool::connect_with(options).await.unwrap();
+        PostgresStore::new(&mut *pool.acquire().await.unwrap(), &LIFE).create().await.unwrap();
+        for _ in 0..3 {
+            let mut tx = pool.begin().await.unwrap();
+            let mut batch = Batch::new();
+            batch.add(SHOW_VOTES, 7, 1);
+            batch.add(SHOW_DAYS, (7, 1), 1);
+            PostgresStore::new(&mut tx, &LIFE).apply(&mut batch).await.unwrap();
+            tx.commit().await.unwrap();
+        }
+        let mut conn = pool.acquire().await.unwrap();
+        assert_eq!(PostgresStore::new(&mut conn, &LIFE).total(SHOW_VOTES, 7).await.unwrap(), 3);
+    });
+}
+
+/// An error keeps sqlx's as its source, and says what to do.
+#[test]
+fn errors_keep_that_of_sqlx_and_say_what_to_do() {
+    block_on(async {
+        let Some(database) = database().await else { return };
+        let (mut conn, mut other) = (database.connect().await, database.connect().await);
+        PostgresStore::new(&mut conn, &LIFE).create().await.unwrap();
+        let mut batch = Batch::new();
+        batch.add(SHOW_VOTES, 7, 1);
+        PostgresStore::new(&mut conn, &LIFE).apply(&mut batch).await.unwrap();
+        let mut tx = other.begin().await.unwrap();
+        run(&mut tx, "UPDATE show_votes SET total = total").await;
+        run(&mut conn, "SET lock_timeout = '50ms'").await;
+        batch.add(SHOW_VOTES, 7, 1);
+        let busy = PostgresStore::new(&mut conn, &LIFE).apply(&mut batch).await.unwrap_err();
+        let Error::Busy { cause, .. } = &busy else { panic!("{busy:?}") };
+        let code = cause.downcast_ref::<sqlx::Error>().unwrap().as_database_error().unwrap().code();
+        assert_eq!(code.as_deref(), Some("55P03"));
+        assert_eq!(busy.recovery(), keepcount::Recovery::Retry);
+        tx.rollback().await.unwrap();
+        PostgresStore::new(&mut conn, &LIFE).apply(&mut batch).await.unwrap();
+        run(&mut other, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()").await;
+        batch.add(SHOW_VOTES, 7, 1);
+        let lost = PostgresStore::new(&mut conn, &LIFE).apply(&mut batch).await.unwrap_err();
+        assert!(matches!(lost, Error::Busy { .. }), "{lost:?}");
+    });
+}
