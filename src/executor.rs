@@ -9,8 +9,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 mod failure;
+mod one_by_one;
 
 pub use self::failure::{ErrorKind, Failure, fault_of_sqlstate};
+pub use self::one_by_one::{Beginning, Halted, OneByOne, Statements};
 use crate::batch::Batch;
 use crate::error::{Cause, Error, Result, shortened};
 use crate::sql::{Dialect, Query};

@@ -36,7 +36,7 @@
 mod active_runs;
 pub mod audit;
 #[cfg(feature = "sql")]
-mod database;
+pub(crate) mod database;
 mod facade;
 mod freshness;
 #[cfg(feature = "memory")]
@@ -65,7 +65,7 @@ mod tokio_runtime;
 
 pub use audit::{AsyncAudit, Audit};
 #[cfg(feature = "sql")]
-pub use database::{Columns, Rows};
+pub use database::Columns;
 pub use facade::{Run, backfill, repair, verify};
 pub use freshness::Freshness;
 #[cfg(feature = "memory")]

@@ -60,8 +60,8 @@ impl<'s, E: Executor + Send + 's> DerefMut for AsyncSqlStore<'s, E> {
 }
 
 impl<'s> AsyncSqlStore<'s, Any<'s>> {
-    /// Creates the catalogue and the missing tables in the first schema of the search path, and
-    /// checks the existing ones.
+    /// Creates the catalogue and the missing tables, in PostgreSQL in the first schema of the search
+    /// path, and checks the existing ones.
     ///
     /// Concurrent calls wait for each other.
     ///
@@ -358,13 +358,13 @@ impl<'s> AsyncSqlStore<'s, Any<'s>> {
         })
     }
 
-    /// Removes totals that are 0, and lock rows of children and of leaderboards' keys, a bounded
-    /// part for each call, while writers go on.
+    /// Removes totals that are 0, and in PostgreSQL lock rows of children and of leaderboards' keys,
+    /// a bounded part for each call, while writers go on.
     ///
     /// No total, leaderboard or report changes, because a removed total reads as 0. Call it from
     /// the job that repairs, until it is [complete](Swept::complete).
     ///
-    /// It takes one transaction for each page. That waits for no row that another transaction has
+    /// It takes one transaction for each page. In PostgreSQL, that waits for no row that another transaction has
     /// locked, and leaves it for a later sweep, so it cannot cause a deadlock. It also leaves rows
     /// that the oldest running transaction may not have seen, one that reads in this database or
     /// writes in any database of the server: a transaction above READ COMMITTED that is older than
@@ -374,7 +374,7 @@ impl<'s> AsyncSqlStore<'s, Any<'s>> {
     /// # Errors
     ///
     /// The database's errors. What was removed before stays removed, and the next call continues
-    /// there. [`Error::InvalidUse`] for a store in a transaction of yours.
+    /// there. In PostgreSQL, [`Error::InvalidUse`] for a store in a transaction of yours.
     pub fn sweep<'x>(
         &'x mut self,
         sweep: &'x mut Sweep,

@@ -1,4 +1,4 @@
-//! [keepcount](keepcount) over sqlx: stores and audits on an application's own connections and
+//! [`keepcount`] over sqlx: stores and audits on an application's own connections and
 //! transactions.
 //!
 //! A store is made where it is used. Over a `Transaction` it applies in that; over a connection, in
@@ -35,25 +35,25 @@ mod postgres;
 mod sqlite;
 
 pub use executor::{Library, Sqlx, SqlxRow};
-use keepcount::backend::{AsyncSqlAudit, AsyncSqlStore};
-use keepcount::reconcile::Rows;
+use keepcount::backend::{AsyncSqlAudit, AsyncSqlStore, Rows};
+use keepcount::executor::OneByOne;
 
 /// Totals in PostgreSQL, over sqlx.
 #[cfg(feature = "postgres")]
-pub type PostgresStore<'c> = AsyncSqlStore<'c, Sqlx<'c, sqlx::Postgres>>;
+pub type PostgresStore<'c> = AsyncSqlStore<'c, OneByOne<Sqlx<'c, sqlx::Postgres>>>;
 /// The audit of a PostgreSQL database, over a connection of sqlx of its own.
 #[cfg(feature = "postgres")]
-pub type PostgresAudit<'c> = AsyncSqlAudit<'c, Sqlx<'c, sqlx::Postgres>>;
+pub type PostgresAudit<'c> = AsyncSqlAudit<'c, OneByOne<Sqlx<'c, sqlx::Postgres>>>;
 /// The rows of a record in PostgreSQL: `PostgresRows::of("votes", |row| Ok(Vote::from_row(row)?))`.
 #[cfg(feature = "postgres")]
 pub type PostgresRows = Rows<SqlxRow<sqlx::Postgres>>;
 
 /// Totals in SQLite, over sqlx.
 #[cfg(feature = "sqlite")]
-pub type SqliteStore<'c> = AsyncSqlStore<'c, Sqlx<'c, sqlx::Sqlite>>;
+pub type SqliteStore<'c> = AsyncSqlStore<'c, OneByOne<Sqlx<'c, sqlx::Sqlite>>>;
 /// The audit of a SQLite database, over a connection of sqlx of its own.
 #[cfg(feature = "sqlite")]
-pub type SqliteAudit<'c> = AsyncSqlAudit<'c, Sqlx<'c, sqlx::Sqlite>>;
+pub type SqliteAudit<'c> = AsyncSqlAudit<'c, OneByOne<Sqlx<'c, sqlx::Sqlite>>>;
 /// The rows of a record in SQLite: `SqliteRows::of("votes", |row| Ok(Vote::from_row(row)?))`.
 #[cfg(feature = "sqlite")]
 pub type SqliteRows = Rows<SqlxRow<sqlx::Sqlite>>;

@@ -15,7 +15,6 @@ impl Library for Postgres {
     const DIALECT: Dialect = Dialect::Postgres;
     const BEGIN: &'static str = "BEGIN";
     const BEGIN_READ: &'static str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-    const LOOK: &'static str = "";
     const HAS_SAVEPOINTS: bool = false;
 
     statements!();

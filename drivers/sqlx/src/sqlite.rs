@@ -22,7 +22,6 @@ impl Library for Sqlite {
     const DIALECT: Dialect = Dialect::Sqlite;
     const BEGIN: &'static str = "BEGIN IMMEDIATE";
     const BEGIN_READ: &'static str = "BEGIN";
-    const LOOK: &'static str = "SELECT EXISTS (SELECT 1 FROM sqlite_schema)";
     const HAS_SAVEPOINTS: bool = true;
 
     statements!();
