@@ -50,7 +50,7 @@ aims:
 library NAME:
     cargo test --target-dir target/examples --manifest-path examples/with-{{NAME}}/Cargo.toml
 
-# A driver of another package: `just driver sqlx`.
+# A driver of another package: `just driver sqlx`, or sea-orm.
 driver NAME:
     cargo test --target-dir target/examples --manifest-path drivers/{{NAME}}/Cargo.toml --features postgres,sqlite
 

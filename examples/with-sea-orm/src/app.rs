@@ -1,18 +1,18 @@
 //! The write paths of the application: each takes a row's old values from the write itself, never
 //! from an earlier read.
 
-use keepcount::sql::{self, Dialect};
-use keepcount::{Batch, StreamRange};
+use keepcount::{AsyncStore as _, Batch, StreamRange};
+use keepcount_sea_orm::SeaOrmStore;
 use sea_orm::sea_query::OnConflict;
 use sea_orm::{
     ActiveValue::Set, ColumnTrait as _, ConnectionTrait as _, Database, DatabaseConnection,
-    DatabaseTransaction, DbBackend, DbErr, EntityTrait as _, QueryFilter as _, QuerySelect as _,
-    SqlErr, Statement, TransactionTrait as _, TryInsertResult,
+    DatabaseTransaction, DbErr, EntityTrait as _, QueryFilter as _, QuerySelect as _, SqlErr,
+    TransactionTrait as _, TryInsertResult,
 };
 
 use crate::counters::{SCHEMA, Setlist, TABLES, Vote};
 use crate::entities::{date_of, setlists, show_votes, shows, votes};
-use crate::{Error, Result, totals};
+use crate::{Error, Result};
 
 /// A pool of connections: writes that belong together go through one transaction.
 pub struct App {
@@ -28,9 +28,7 @@ impl App {
     pub async fn migrate(&self) -> Result<()> {
         let tx = self.pool.begin().await?;
         tx.execute_unprepared(TABLES).await?;
-        for statement in sql::ddl(Dialect::Postgres, &SCHEMA) {
-            tx.execute_unprepared(&statement).await?;
-        }
+        SeaOrmStore::new(&tx, &SCHEMA).create().await?;
         Ok(tx.commit().await?)
     }
 
@@ -48,7 +46,7 @@ impl App {
         setlists::Entity::insert(row).exec(&tx).await?;
         let mut batch = Batch::new();
         batch.insert(setlist);
-        apply_and_commit(tx, &batch).await
+        apply_and_commit(tx, batch).await
     }
 
     /// Moves a setlist with its votes to another show.
@@ -60,7 +58,7 @@ impl App {
         let new = setlists::Entity::update(update).exec(&tx).await?;
         let mut batch = Batch::new();
         batch.update(&Setlist::from(old), &Setlist::from(new));
-        apply_and_commit(tx, &batch).await?;
+        apply_and_commit(tx, batch).await?;
         Ok(true)
     }
 
@@ -79,7 +77,7 @@ impl App {
         if let Some(setlist) = setlists::Entity::delete_by_id(id).exec_with_returning(&tx).await? {
             batch.delete(&Setlist::from(setlist));
         }
-        apply_and_commit(tx, &batch).await?;
+        apply_and_commit(tx, batch).await?;
         Ok(true)
     }
 
@@ -87,7 +85,7 @@ impl App {
         let tx = self.pool.begin().await?;
         let mut batch = Batch::new();
         let id = upsert_vote(&tx, vote, &mut batch).await?;
-        apply_and_commit(tx, &batch).await?;
+        apply_and_commit(tx, batch).await?;
         Ok(id)
     }
 
@@ -100,7 +98,7 @@ impl App {
         let new = votes::Entity::update(update).exec(&tx).await?;
         let mut batch = Batch::new();
         batch.update(&Vote::try_from(old)?, &Vote::try_from(new)?);
-        apply_and_commit(tx, &batch).await?;
+        apply_and_commit(tx, batch).await?;
         Ok(true)
     }
 
@@ -110,7 +108,7 @@ impl App {
         let Some(deleted) = deleted else { return Ok(false) };
         let mut batch = Batch::new();
         batch.delete(&Vote::try_from(deleted)?);
-        apply_and_commit(tx, &batch).await?;
+        apply_and_commit(tx, batch).await?;
         Ok(true)
     }
 
@@ -133,7 +131,7 @@ impl App {
                 Err(error) => return Err(error),
             }
         }
-        totals::apply(&tx, &SCHEMA, &batch).await?;
+        SeaOrmStore::new(&tx, &SCHEMA).apply(&mut batch).await?;
         if preview {
             tx.rollback().await?
         } else {
@@ -147,27 +145,15 @@ impl App {
     pub async fn deliver(&self, first: u64, votes: &[Vote]) -> Result<bool> {
         let stream_range = StreamRange::new("votes", first, first + votes.len() as u64 - 1)?;
         let tx = self.pool.begin().await?;
-        let lock = Statement::from_sql_and_values(
-            DbBackend::Postgres,
-            sql::lock_offset(),
-            [stream_range.stream().into()],
-        );
-        let row = tx.query_one_raw(lock).await?.ok_or("the statement returned no offset")?;
-        if !stream_range.follows(row.try_get_by_index::<i64>(0)?.try_into()?)? {
-            return Ok(false);
-        }
         let mut batch = Batch::new();
         for vote in votes {
             upsert_vote(&tx, vote, &mut batch).await?;
         }
-        totals::apply(&tx, &SCHEMA, &batch).await?;
-        let values = [stream_range.stream().into(), i64::try_from(stream_range.last())?.into()];
-        let set = Statement::from_sql_and_values(
-            DbBackend::Postgres,
-            sql::set_offset(Dialect::Postgres),
-            values,
-        );
-        tx.execute_raw(set).await?;
+        let mut store = SeaOrmStore::new(&tx, &SCHEMA);
+        if store.apply_idempotent(&mut batch, &stream_range).await?.skipped {
+            tx.rollback().await?;
+            return Ok(false);
+        }
         tx.commit().await?;
         Ok(true)
     }
@@ -178,8 +164,8 @@ impl App {
     }
 }
 
-async fn apply_and_commit(tx: DatabaseTransaction, batch: &Batch) -> Result<()> {
-    totals::apply(&tx, &SCHEMA, batch).await?;
+async fn apply_and_commit(tx: DatabaseTransaction, mut batch: Batch) -> Result<()> {
+    SeaOrmStore::new(&tx, &SCHEMA).apply(&mut batch).await?;
     Ok(tx.commit().await?)
 }
 

@@ -5,7 +5,6 @@ mod app;
 #[path = "../../votes/counters.rs"]
 pub mod counters;
 mod entities;
-pub mod totals;
 
 pub use app::App;
 
