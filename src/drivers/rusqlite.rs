@@ -336,3 +336,87 @@ fn fault(error: &rusqlite::Error) -> Option<String> {
     );
     is_of_statement.then(|| chain(error))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::engine::now;
+
+    const NEVER: u32 = u32::MAX;
+
+    /// A database, and after how many steps a handler stops the statement that runs then.
+    fn database() -> (Connection, Arc<AtomicU32>) {
+        let mut conn = Connection::open_in_memory().unwrap();
+        conn.execute_batch("CREATE TABLE votes (show)").unwrap();
+        let left = Arc::new(AtomicU32::new(NEVER));
+        let stops = Arc::clone(&left);
+        conn.progress_handler(1, Some(move || stops.fetch_sub(1, Ordering::Relaxed) == 1)).unwrap();
+        (conn, left)
+    }
+
+    #[test]
+    fn queries_behind_single_ones_keep_their_positions() {
+        let (conn, _) = database();
+        let query = |text: &str| Query::new(text, Vec::new());
+        let queries = [
+            query("SELECT 1").single(),
+            query("SELECT 2"),
+            query("SELECT 3").single(),
+            query("SELECT 4"),
+            query("SELECT 5 UNION ALL SELECT 6"),
+            query("SELECT * FROM nothing"),
+        ];
+        let mut read = Vec::new();
+        let stopped = now(Rusqlite::over(&conn).fetch(&queries, &mut |at, row| {
+            read.push((at, row.column(0).into_owned()));
+            Ok(())
+        }));
+        assert!(matches!(stopped, Err(Stopped::Failed { query: 5, .. })), "{stopped:?}");
+        let wanted = [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (4, 6)];
+        assert_eq!(read, wanted.map(|(at, value)| (at, Column::Integer(value))));
+    }
+
+    #[test]
+    fn begin_that_is_stopped_has_failed_or_has_begun_a_transaction_that_can_be_ended() {
+        let (mut failed, mut begun) = (0, 0);
+        for call in 1..20 {
+            let (conn, left) = database();
+            let mut executor = Rusqlite::over(&conn);
+            conn.prepare_cached(BEGIN).unwrap();
+            left.store(call, Ordering::Relaxed);
+            let done = now(executor.begin());
+            left.store(NEVER, Ordering::Relaxed);
+            assert_eq!(done.is_ok(), !conn.is_autocommit(), "{call}: {done:?}");
+            *if done.is_ok() { &mut begun } else { &mut failed } += 1;
+            executor.finish();
+            assert!(conn.is_autocommit());
+        }
+        assert!(failed > 0 && begun > 0);
+    }
+
+    #[test]
+    fn statement_that_is_stopped_changed_nothing_or_counts_the_rows_that_it_changed() {
+        let (mut failed, mut done) = (0, 0);
+        for call in 1..40 {
+            let (conn, left) = database();
+            let mut executor = Rusqlite::over(&conn);
+            now(executor.begin()).unwrap();
+            let insert = [Query::new("INSERT INTO votes VALUES (1), (2)", Vec::new())];
+            conn.prepare_cached(&insert[0].text).unwrap();
+            left.store(call, Ordering::Relaxed);
+            let written = now(executor.execute(&insert));
+            left.store(NEVER, Ordering::Relaxed);
+            let rows: i64 =
+                conn.query_row("SELECT count(*) FROM votes", (), |row| row.get(0)).unwrap();
+            *if written.is_ok() { &mut done } else { &mut failed } += 1;
+            assert_eq!(rows.cast_unsigned(), written.map_or(0, |written| written[0]), "{call}");
+            executor.finish();
+        }
+        assert!(failed > 0 && done > 0);
+    }
+}

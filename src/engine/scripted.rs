@@ -27,7 +27,7 @@ const TOP: Leaderboard<i64> =
 const RANKED: Schema = Schema::new(&[VOTES.table()]).leaderboards(&[TOP.id()]);
 
 #[derive(Debug, Clone)]
-pub(crate) struct Refused(ErrorKind);
+pub(crate) struct Refused(pub(crate) ErrorKind);
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

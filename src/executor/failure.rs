@@ -157,3 +157,48 @@ pub fn fault_of_sqlstate(code: &str, said: &str) -> Option<String> {
     let hint = if code == "42501" { "; read it as a role that sees all rows" } else { "" };
     is_of_statement.then(|| format!("{said}{hint}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_sqlite_is_a_misfit_if_a_column_is_missing_and_its_code_says_nothing_else() {
+        let (column, syntax) = ("no such column: total", "near \"FORM\": syntax error");
+        for (code, message, misfit) in [
+            (None, column, true),
+            (Some(1), column, true),
+            (Some(26), column, false),
+            (None, syntax, false),
+            (Some(1), syntax, false),
+        ] {
+            let kind = if misfit { ErrorKind::Misfit } else { ErrorKind::Other };
+            assert_eq!(ErrorKind::of_sqlite(code, message), kind, "{code:?} {message}");
+        }
+    }
+
+    #[test]
+    fn an_error_of_postgres_that_ends_the_connection_is_busy_whatever_its_code() {
+        for (code, kind, fatal) in [
+            ("42703", ErrorKind::Misfit, ErrorKind::ENDED),
+            ("42P01", ErrorKind::NoTable(None), ErrorKind::ENDED),
+            ("42501", ErrorKind::ReadOnly, ErrorKind::ENDED),
+            ("57P05", ErrorKind::Other, ErrorKind::ENDED),
+            ("57P01", ErrorKind::ENDED, ErrorKind::ENDED),
+        ] {
+            assert_eq!(
+                (ErrorKind::of_sqlstate(code), ErrorKind::of_fatal(code)),
+                (kind, fatal),
+                "{code}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_fault_of_a_statement_says_which_role_can_read_if_this_one_may_not() {
+        let role = "no; read it as a role that sees all rows";
+        for (code, said) in [("42501", Some(role)), ("42703", Some("no")), ("40001", None)] {
+            assert_eq!(fault_of_sqlstate(code, "no").as_deref(), said, "{code}");
+        }
+    }
+}

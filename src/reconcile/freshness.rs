@@ -286,4 +286,32 @@ mod tests {
         let seconds = |counter: Counter<i64>| saved.age(&counter.id(), 10).map(|age| age.as_secs());
         assert_eq!([A, B, C, B.version(1)].map(seconds), [Some(5), Some(3), None, None]);
     }
+
+    const A: Counter<i64> = Counter::new("a");
+    const ONE: Schema = Schema::new(&[A.table()]);
+
+    /// What a run found of the counter that began to compare it so long ago, with this much drift.
+    fn found(begun_ago: u64, wrong: u64) -> CounterReport {
+        let begun_ago = Duration::from_millis(begun_ago);
+        CounterReport { begun: true, begun_ago, wrong, ..CounterReport::new(A.id(), Vec::new()) }
+    }
+
+    #[test]
+    fn run_that_may_have_begun_before_drift_was_found_in_the_same_second_counts_for_nothing() {
+        for (begun_ago, counts) in [(1_000, true), (1_001, false), (1_999, false), (2_000, false)] {
+            let entry = &mut Freshness::new(&ONE).0[0];
+            entry.learn(&found(0, 1), 1, 100);
+            entry.learn(&found(begun_ago, 0), 2, 102);
+            assert_eq!(!entry.begun.is_empty(), counts, "{begun_ago} ms");
+        }
+    }
+
+    #[test]
+    fn run_that_begins_a_counter_again_takes_the_place_of_itself_and_of_no_other() {
+        let entry = &mut Freshness::new(&ONE).0[0];
+        for (run, now) in [(1, 10), (2, 20), (1, 30)] {
+            entry.learn(&found(0, 0), run, now);
+        }
+        assert_eq!(entry.begun, [(2, 20), (1, 30)]);
+    }
 }

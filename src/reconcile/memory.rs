@@ -516,3 +516,41 @@ impl fmt::Debug for MemoryAudit<'_> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::Schema;
+
+    /// 320 keys, so that a window has 20 more than a page. Each page is asked for twice, as after
+    /// an error.
+    #[test]
+    fn a_window_serves_several_pages_and_the_last_one_serves_to_the_end() {
+        const VOTES: Counter<i64> = Counter::new("votes");
+        const SCHEMA: Schema = Schema::new(&[VOTES.table()]);
+        let store = MemoryStore::new(&SCHEMA);
+        let mut batch = Batch::new();
+        (0..320).for_each(|key: i64| batch.add(VOTES, key, 1));
+        store.apply(&mut batch).unwrap();
+        let (mut window, mut sizes, mut read) = (Window::default(), Vec::new(), 0);
+        let mut ask = PageRequest { counter: VOTES.id(), after: None, until: None, keys: 10 };
+        while read < 320 {
+            let page = window.totals(&store, &ask).unwrap();
+            let size = window.totals.len();
+            assert_eq!(window.totals(&store, &ask).unwrap(), page);
+            assert_eq!((page.len(), window.totals.len()), (11.min(320 - read), size));
+            sizes.push(size);
+            (ask.after, read) = (page.get(9).map(|(key, _)| key.clone()), read + 10);
+        }
+        // A fetch, and two pages of what is left of it; the last window has the 20 last totals.
+        let wanted: Vec<usize> =
+            [31, 21, 11].into_iter().cycle().take(30).chain([20, 10]).collect();
+        assert_eq!(sizes, wanted);
+        // What is left is known to be all there is, and is not looked for again.
+        batch.add(VOTES, 400, 1);
+        store.apply(&mut batch).unwrap();
+        assert_eq!(window.totals(&store, &ask).unwrap(), []);
+    }
+}

@@ -103,6 +103,20 @@ mod tests {
     }
 
     #[test]
+    fn pages_whose_time_is_less_than_is_wanted_double_whatever_they_cost_anyway() {
+        assert_eq!(lengths(1024, 4, |_| (8_000, 2)), [1024, 2048, 4096, 8192]);
+    }
+
+    #[test]
+    fn time_that_a_page_of_the_same_work_saves_was_fixed_cost() {
+        let mut pages = Pages::new(100);
+        for (work, took, fixed) in [(100, 1_000, 0), (200, 1_100, 900), (200, 1_000, 800)] {
+            pages.learn(work, Duration::from_micros(took));
+            assert_eq!(pages.fixed, Duration::from_micros(fixed), "{work} in {took}");
+        }
+    }
+
+    #[test]
     fn pages_grow_until_half_of_their_time_is_their_keys() {
         let lengths = lengths(1024, 12, |_| (60_000, 20));
         assert!(lengths[6..].iter().all(|keys| (2900..=3100).contains(keys)), "{lengths:?}");

@@ -274,3 +274,50 @@ fn indices(counters: &[ScopedCounter], wanted: impl Fn(&ScopedCounter) -> bool) 
 fn is_in(list: &[u16], at: usize) -> bool {
     list.iter().any(|known| usize::from(*known) == at)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::Counter;
+    use crate::reconcile::Mode;
+
+    #[test]
+    fn token_of_other_counters_or_of_a_place_that_is_not_theirs_is_refused() {
+        const A: Counter<i64> = Counter::new("a");
+        const B: Counter<String> = Counter::new("b");
+        const SCHEMA: Schema = Schema::new(&[A.table(), B.table()]);
+        let scope = Scope::new(&SCHEMA, &[A.id(), B.id()], &[]).unwrap();
+        let number = KeyBuf::of::<i64>(7);
+        let token = |counters: &[u16], at: u16, after: &KeyBuf| Token {
+            mode: Mode::Verify,
+            force: false,
+            page: 0,
+            samples: 20,
+            schema: SCHEMA.fingerprint(),
+            identity: 1,
+            run: 1,
+            scope: counters.to_vec(),
+            at,
+            unclean: Vec::new(),
+            failed: Vec::new(),
+            unchecked: Vec::new(),
+            named: Vec::new(),
+            after: Some(after.clone()),
+            part: None,
+            dirty: false,
+            unsettled: false,
+        };
+        assert_eq!(scope.check(&token(&[0, 1], 0, &number)), Ok(()));
+        assert_eq!(scope.check(&token(&[0, 1], 1, &KeyBuf::of::<String>("seven"))), Ok(()));
+        for (token, reason) in [
+            (token(&[0], 0, &number), "its counters are not those of such a run"),
+            (token(&[1, 0], 0, &number), "its counters are not those of such a run"),
+            (token(&[0, 1], 2, &number), "its position is after its last counter"),
+            (token(&[0, 1], 0, &KeyBuf::of::<i32>(7)), "its position is not a key of its counter"),
+        ] {
+            assert_eq!(scope.check(&token), Err(reason));
+        }
+    }
+}

@@ -362,6 +362,18 @@ mod tests {
     }
 
     #[test]
+    fn a_token_that_lists_a_counter_twice_is_refused() {
+        for twice in [
+            Token { unclean: vec![0, 0], ..token() },
+            Token { failed: vec![0, 0], ..token() },
+            Token { unchecked: vec![0, 0], ..token() },
+            Token { named: vec![2, 2], ..token() },
+        ] {
+            assert_eq!(Token::from_bytes(&twice.to_bytes()), None);
+        }
+    }
+
+    #[test]
     fn a_digit_too_many_is_refused_at_any_length() {
         for key in ["", "a", "ab", "abc", "abcd"] {
             let token = Token { after: Some(KeyBuf::of::<String>(key)), ..token() };

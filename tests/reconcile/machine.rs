@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use crate::support::world::{Clock, World, run_whole, through_text};
 use keepcount::reconcile::audit::{
-    PageDiff, PageRequest, Probe, ProbeResult, Recount, RepairRequest, Repaired, merge,
+    Kept, PageDiff, PageRequest, Probe, ProbeResult, Recount, RepairRequest, Repaired, merge,
 };
 use keepcount::reconcile::step::{Answer, Request, Step};
 use keepcount::reconcile::{
-    Audit, MemoryAudit, Mode, Options, Outcome, Reconciler, Report, SystemRuntime, Token, run,
+    Audit, Freshness, MemoryAudit, Mode, Options, Outcome, Reconciler, Report, SystemRuntime,
+    Token, run,
 };
 use keepcount::{
     Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, Record, Recovery, Result, Schema, Tally,
@@ -438,6 +439,32 @@ fn permanent_error_ends_the_run_and_leaves_a_report_and_a_token() {
     assert_eq!((report.counters[0].corrected, report.complete()), (6, true));
 }
 
+/// A failed probe leaves out a counter that is not the first one to compare.
+#[test]
+fn counter_whose_rows_cannot_be_read_is_left_out_and_the_others_are_compared() {
+    let (look_a, look_b) = ("look a.votes", "look b.votes");
+    let measure_a = "measure a.votes 3 behind the start";
+    let measure_b = "measure b.votes 3 behind the start";
+    for (mode, before, left_out, steps) in [
+        (Mode::Verify, 1, 0, &[measure_a, measure_b][..]),
+        (Mode::Verify, 2, 1, &[measure_a, measure_b]),
+        (Mode::Repair, 1, 0, &[look_a, look_b, measure_b]),
+        (Mode::Repair, 2, 1, &[look_a, look_b, measure_a]),
+        (Mode::Repair, 3, 0, &[look_a, look_b, measure_a, measure_b]),
+    ] {
+        let mut fake = Fake::clean(2);
+        let (counter, reason) = (["a.votes", "b.votes"][left_out], "a row is torn".to_owned());
+        let unreadable = Error::Source { counter, key: None, reason, cause: None };
+        fake.errors = (0..before).map(|_| None).chain([Some(unreadable)]).collect();
+        let report = run_fake(&mut fake, mode, options().page(3)).0.unwrap();
+        assert_eq!(fake.log[1..], *steps, "{mode} after {before}");
+        assert_eq!(report.outcome, Outcome::Incomplete);
+        let compared = report.counters.iter().map(|counter| counter.complete).collect::<Vec<_>>();
+        assert_eq!(compared, [left_out != 0, left_out != 1]);
+        assert!(report.counters[left_out].failure.as_ref().unwrap().contains("torn"));
+    }
+}
+
 /// The page sizes of a run whose comparisons take this long.
 fn page_sizes(options: Options, took: Duration, count: usize) -> Vec<usize> {
     let mut verify = reconciler(Mode::Verify, options);
@@ -635,6 +662,22 @@ fn throttles_answer_to_a_page_request_is_a_mistake_of_the_driver() {
             Step::Ask(Request::Compare(_)) => Answer::Throttled(None),
             Step::Ask(request) => Fake::clean(1).answer(&request),
             _ => Answer::Throttled(None),
+        };
+        reconciler.handle(answer, Duration::ZERO).unwrap();
+    }
+}
+
+/// It would be compared although a throttle is closed.
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "it is a debug assertion")]
+#[should_panic(expected = "is no answer to")]
+fn page_in_answer_to_the_throttles_is_a_mistake_of_the_driver() {
+    let mut reconciler = reconciler(Mode::Verify, options());
+    loop {
+        let answer = match reconciler.next(Duration::ZERO) {
+            Step::Ask(request) => Fake::clean(1).answer(&request),
+            Step::Throttle => Answer::Compared(PageDiff::default()),
+            Step::Wait(..) | Step::End => return,
         };
         reconciler.handle(answer, Duration::ZERO).unwrap();
     }
@@ -951,7 +994,74 @@ fn token_used_twice_repairs_each_key_once() {
     }
 }
 
+#[test]
+fn resumed_run_whose_audit_keeps_nothing_reports_no_overlap() {
+    let mut fake = Fake::clean(6);
+    let limited = options().page(2).max_pages(1);
+    let token = run_fake(&mut fake, Mode::Verify, limited).0.unwrap().token.unwrap();
+    let mut rest = Reconciler::resume(Mode::Verify, &TWO, &token, options()).unwrap();
+    let report = run(&mut rest, &mut fake, &mut World::default()).unwrap();
+    assert_eq!((report.outcome, report.overlap), (Outcome::Complete, None));
+}
+
+#[test]
+fn backfill_goes_on_from_what_was_kept_of_it_and_not_of_another_run() {
+    let token = || token_after_one_page(Mode::Backfill, options().page(2));
+    let (own, other) = (token(), token());
+    for (kept, after) in [(&own, Some(KeyBuf::of::<i64>(1))), (&other, None)] {
+        let mut rest = Reconciler::resume(Mode::Backfill, &TWO, &own, options()).unwrap();
+        let mut fake = Fake { identity: 5, ..Fake::clean(6) };
+        let first = loop {
+            let answer = match rest.next(Duration::ZERO) {
+                Step::Ask(Request::Compare(ask)) => break ask,
+                Step::Ask(Request::Recall(_)) => Answer::Recalled(Some(kept.clone())),
+                Step::Ask(request) => fake.answer(&request),
+                Step::Throttle => Answer::Throttled(None),
+                end => panic!("{end:?}"),
+            };
+            rest.handle(answer, Duration::ZERO).unwrap();
+        };
+        assert_eq!((first.counter, first.after), (A.id(), after));
+    }
+}
+
+/// Its progress was stored by another run, or its totals are older than it.
+#[test]
+fn verify_whose_progress_is_lost_at_its_end_calls_nothing_clean() {
+    for (kept, clean) in [(Kept::Here, true), (Kept::Nowhere, true), (Kept::Lost, false)] {
+        let mut fake = Fake::clean(2);
+        let mut verify = reconciler(Mode::Verify, options().max_pages(1));
+        loop {
+            let answer = match verify.next(Duration::ZERO) {
+                Step::Ask(Request::Keep(_)) => Answer::Kept(kept),
+                Step::Ask(request) => fake.answer(&request),
+                Step::Throttle => Answer::Throttled(None),
+                Step::Wait(..) | Step::End => break,
+            };
+            verify.handle(answer, Duration::ZERO).unwrap();
+        }
+        let report = verify.report();
+        assert_eq!(report.outcome, Outcome::Limit("pages"));
+        assert_eq!(
+            (report.counters[0].complete, report.counters[0].clean),
+            (true, clean),
+            "{kept:?}"
+        );
+    }
+}
+
 // Reports.
+
+/// Between the first page of a counter and the end of its run, drift may arise.
+#[test]
+fn counter_is_as_fresh_as_its_first_page_and_not_as_the_end_of_its_run() {
+    let mut fake = Fake { measure_takes: millis(100_000), ..Fake::clean(4) };
+    let report = run_fake(&mut fake, Mode::Verify, options().page(2)).0.unwrap();
+    let mut freshness = Freshness::new(&TWO);
+    freshness.observe(&report, 1_000);
+    let age = |counter: Counter<i64>| freshness.age(&counter.id(), 1_000);
+    assert_eq!([A, B].map(age), [Some(millis(400_000)), Some(millis(200_000))]);
+}
 
 #[test]
 fn report_is_printed_as_a_line_a_table_and_json() {

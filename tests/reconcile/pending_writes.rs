@@ -552,6 +552,78 @@ fn busy_key_is_unsettled_in_the_longest_grace_period() {
     assert_eq!((report.drift(), report.counters[0].unsettled), (0, 1), "{report}");
 }
 
+/// A clock that notes how long and for what it waited.
+struct Waits<'a>(Clock<'a>, &'a RefCell<Vec<(u128, String)>>);
+
+impl Runtime for Waits<'_> {
+    fn now(&mut self) -> Duration {
+        self.0.now()
+    }
+
+    fn wait(&mut self, time: Duration, reason: &str) {
+        self.0.wait(time, reason);
+        self.1.borrow_mut().push((time.as_micros(), reason.to_owned()));
+    }
+}
+
+/// The waits for a key's writers before the barrier is shut, in microseconds.
+const DOUBLING: [u128; 8] = [100, 200, 400, 800, 1_600, 2_000, 2_000, 2_000];
+
+/// Its barrier is shut in vain. Until the grace period is over, no writer waits there again.
+#[test]
+fn busy_key_is_skipped_for_the_grace_period_and_then_compared() {
+    let (store, rows, clock) = (MemoryStore::new(&PLAIN), Rows::default(), AtomicU64::new(1));
+    rows.add(2, 3);
+    let (mut one, open, waits) = (votes(2, 1), RefCell::new(None), RefCell::default());
+    let one = RefCell::new(Some(&mut one));
+    let runtime = Waits(Clock(&clock), &waits);
+    let mut audit = MemoryAudit::live(&store, GracePeriod::after(GRACE), runtime);
+    audit
+        .add(VOTES, |from| {
+            if let Some(one) = one.take() {
+                *open.borrow_mut() = store.try_begin(one).unwrap();
+            }
+            rows.votes(from)
+        })
+        .unwrap();
+    let mut found = || {
+        let report = run_over(&mut audit, Mode::Verify, &[VOTES.id()]).unwrap();
+        (report.drift(), report.counters[0].unsettled)
+    };
+    assert_eq!(found(), (0, 1));
+    let all = waits.take();
+    let (of_writers, of_barrier): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|(_, reason)| reason == "a key's writers");
+    let of_writers: Vec<u128> = of_writers.into_iter().map(|(micros, _)| micros).collect();
+    assert_eq!(of_writers, DOUBLING);
+    assert_eq!(of_barrier.iter().map(|(micros, _)| micros).sum::<u128>(), 100_000);
+    open.take().unwrap().commit().unwrap();
+    let grace = u64::try_from(GRACE.as_micros()).unwrap();
+    let skipped_at = clock.load(Ordering::Relaxed);
+    for (passed, wanted) in [(0, (0, 1)), (grace - 1, (0, 1)), (grace, (1, 0))] {
+        clock.store(skipped_at + passed, Ordering::Relaxed);
+        assert_eq!(found(), wanted, "{passed}");
+        assert_eq!(waits.take(), []);
+    }
+}
+
+#[test]
+fn audit_waits_for_the_writes_that_are_open_when_it_begins_before_it_shuts_a_barrier() {
+    let (store, rows, clock) = (MemoryStore::new(&PLAIN), Rows::default(), AtomicU64::new(0));
+    let mut one = votes(1, 1);
+    let (open, waits) = (store.begin(&mut one).unwrap(), RefCell::default());
+    let runtime = Waits(Clock(&clock), &waits);
+    let mut audit = MemoryAudit::live(&store, GracePeriod::after(GRACE), runtime);
+    audit.add(VOTES, |from| rows.votes(from)).unwrap();
+    let ask = PageRequest { counter: VOTES.id(), after: None, until: None, keys: 3 };
+    assert!(matches!(audit.compare(&ask), Err(Error::Busy { .. })));
+    let waits: Vec<_> = waits.take().into_iter().take(DOUBLING.len() + 1).collect();
+    let writers = DOUBLING.map(|micros| (micros, "a key's writers".to_owned()));
+    assert_eq!(waits[..DOUBLING.len()], writers);
+    assert_eq!(waits[DOUBLING.len()].1, "a barrier");
+    drop(open);
+}
+
 /// A clock that the longest wait advances to the largest time.
 struct Ages(Duration);
 

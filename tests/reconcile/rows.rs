@@ -92,6 +92,26 @@ fn add_rows<'a>(audit: &mut MemoryAudit<'a>, votes: &'a [Vote]) {
     audit.rows(&OF_SHOWS, shows).unwrap();
 }
 
+/// Beside writers, a repair reads the keys of one counter together and those of the other alone.
+#[test]
+fn sorted_rows_of_one_counter_and_rows_in_any_order_of_another_are_repaired_side_by_side() {
+    let votes = votes(&mut Random(1), 150);
+    let store = drifted(&mut Random(1), &votes);
+    let mut by_show = votes.clone();
+    by_show.sort_by_key(|vote| vote.show);
+    let grace_period = GracePeriod::after(Duration::from_secs(10));
+    let audit = &mut MemoryAudit::live(&store, grace_period, SystemRuntime::new());
+    audit.add(SHOW_VOTES, |_| by_show.iter()).unwrap();
+    audit.rows(&[USER_STARS.id()], || votes.iter()).unwrap();
+    repair(&SCHEMA).counters(&OF_VOTES).run(audit).unwrap();
+    let mut right = Batch::new();
+    right.insert(&votes);
+    let exact = MemoryStore::new(&SCHEMA);
+    exact.apply(&mut right).unwrap();
+    assert_eq!(store.totals(SHOW_VOTES).unwrap(), exact.totals(SHOW_VOTES).unwrap());
+    assert_eq!(store.totals(USER_STARS).unwrap(), exact.totals(USER_STARS).unwrap());
+}
+
 #[test]
 fn rows_in_any_order_are_reported_and_repaired_as_sorted_ones_are() {
     for seed in 0..20 {

@@ -4,6 +4,8 @@
 mod literal;
 mod prepared;
 mod rows_and_totals;
+#[cfg(test)]
+mod tests;
 mod values;
 
 use std::error::Error as _;

@@ -175,3 +175,23 @@ impl PreparedStatements {
         self.names.lock().of.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_missing_again_and_again_are_given_up() {
+        let prepared = PreparedStatements::new();
+        for time in 1..MAX_LOST {
+            assert!(prepared.lose_names(), "{time}");
+        }
+        assert!(!prepared.lose_names());
+    }
+
+    #[test]
+    fn values_sent_by_parameters_alone_need_no_names() {
+        assert!(PreparedStatements::new().has_names());
+        assert!(!PreparedStatements::by_parameters().has_names());
+    }
+}

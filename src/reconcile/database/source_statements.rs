@@ -616,6 +616,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn rows_come_from_an_index_if_they_are_of_a_table_and_have_a_key() {
+        let (table, query) = (From::Table(Name::new("votes")), From::Query("SELECT 1".to_owned()));
+        for (from, key, is_indexed) in [
+            (&table, &["show".to_owned()][..], true),
+            (&table, &[], false),
+            (&query, &["show".to_owned()], false),
+            (&query, &[], false),
+        ] {
+            assert_eq!(
+                Target::over(from.clone(), key).is_indexed(),
+                is_indexed,
+                "{from:?} {key:?}"
+            );
+        }
+    }
+
+    #[test]
     fn a_name_is_split_at_the_dot_that_is_not_in_quotes() {
         let cases = [
             ("votes", None, "votes"),

@@ -2,14 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
-use super::{Columns, Database, Rows, merge_up_to};
+use super::{Columns, Database, Rows, Unfound, merge_up_to};
 use crate::batch::{Record, Tally};
 use crate::engine::now;
-use crate::engine::scripted::{Script, Scripted};
+use crate::engine::scripted::{Refused, Script, Scripted};
 use crate::error::Error;
-use crate::executor::{Column, Row as _};
-use crate::reconcile::audit::{PageRequest, Probe, RepairRequest};
-use crate::sql::Dialect;
+use crate::executor::{Column, ErrorKind, Row as _};
+use crate::reconcile::audit::{PageRequest, Probe, Ready, RepairRequest};
+use crate::sql::{Dialect, Query};
 use crate::{Counter, CounterId, KeyBuf, Schema};
 
 const VOTES: Counter<i64> = Counter::new("setlist.votes");
@@ -25,23 +25,30 @@ impl Record for Vote {
     }
 }
 
-/// An audit of votes, whose columns are the setlist and then the setlist as their key.
-fn audit(dialect: Dialect, columns: Columns) -> Database<'static> {
+/// The source of votes, whose columns are the setlist and then the setlist as their key.
+fn unfound(columns: Columns) -> Vec<Unfound> {
     let rows = Rows::<Scripted>::of("votes", |row| match row.column(0) {
         Column::Integer(setlist) => Ok(Vote(setlist)),
         other => Err(format!("a setlist is {other}").into()),
     });
-    let mut audit = Database {
+    rows.columns("setlist").key(VOTES, columns).sources(&SCHEMA).unwrap()
+}
+
+fn audit_of_nothing(dialect: Dialect) -> Database<'static> {
+    Database {
         dialect,
         schema: &SCHEMA,
         identity: 1,
         sources: Vec::new(),
         plan: None,
         limits: super::Limits::default(),
-    };
-    let sources = rows.columns("setlist").key(VOTES, columns).sources(&SCHEMA).unwrap();
-    audit.sources = sources.into_iter().map(|source| source.found(dialect).unwrap()).collect();
-    audit
+    }
+}
+
+/// An audit of votes.
+fn audit(dialect: Dialect, columns: Columns) -> Database<'static> {
+    let sources = unfound(columns).into_iter().map(|source| source.found(dialect).unwrap());
+    Database { sources: sources.collect(), ..audit_of_nothing(dialect) }
 }
 
 fn by_sql() -> Columns {
@@ -50,6 +57,11 @@ fn by_sql() -> Columns {
 
 fn page(counter: CounterId) -> PageRequest {
     PageRequest { counter, after: None, until: None, keys: 2 }
+}
+
+/// A row with one text.
+fn text(text: &'static str) -> Vec<Vec<Column<'static>>> {
+    vec![vec![Column::Text(text.into())]]
 }
 
 /// Rows of integers.
@@ -128,11 +140,134 @@ fn repair_in_postgres_locks_totals_before_it_recounts_them() {
 
 #[test]
 fn failed_page_ends_its_snapshot() {
-    let mut script = Script::<false>::failing("SELECT t.");
-    let error = now(audit(Dialect::Postgres, by_sql()).compare(&mut script, &page(VOTES.id())))
-        .unwrap_err();
-    assert!(matches!(error, Error::Busy { .. }), "{error:?}");
-    assert_eq!(script.verbs(), ["BEGIN", "SELECT", "ROLLBACK"]);
+    let verbs = ["BEGIN", "SELECT", "SELECT", "ROLLBACK"];
+    for (fails, verbs) in
+        [("SELECT t.", &[verbs[0], verbs[1], verbs[3]][..]), ("SELECT k_1, count", &verbs)]
+    {
+        let mut script = Script::<false>::failing(fails);
+        let error = now(audit(Dialect::Postgres, by_sql()).compare(&mut script, &page(VOTES.id())))
+            .unwrap_err();
+        assert!(matches!(error, Error::Busy { .. }), "{error:?}");
+        assert_eq!(script.verbs(), verbs);
+    }
+}
+
+#[test]
+fn page_with_drift_is_busy_if_what_its_source_watches_changed_after_it() {
+    for (after, busy) in [("1>2", false), ("1>2 1>3", true)] {
+        let mut audit = audit(Dialect::Postgres, by_sql());
+        audit.sources[0].watch = Some(Query::new("SELECT kin", Vec::new()));
+        let mut script = Script::<true>::answering([
+            ("SELECT t.", Ok(rows(&[&[7, 5]]))),
+            ("SELECT k_1, count", Ok(rows(&[&[7, 3]]))),
+            ("SELECT kin", Ok(text("1>2"))),
+            ("SELECT kin", Ok(text(after))),
+        ]);
+        let compared = now(audit.compare(&mut script, &page(VOTES.id())));
+        assert_eq!(matches!(compared, Err(Error::Busy { .. })), busy, "{compared:?}");
+    }
+}
+
+#[test]
+fn repair_in_sqlite_tells_a_sum_beyond_64_bits_from_other_failures_of_the_recount() {
+    let ask = RepairRequest { counter: VOTES.id(), keys: vec![KeyBuf::of::<i64>(7)] };
+    for (kind, beyond) in [(ErrorKind::Overflow, true), (ErrorKind::Busy("a lock"), false)] {
+        let recount = r#"SELECT r."setlist", count"#;
+        let mut script = Script::<false>::answering([(recount, Err(Refused(kind)))]);
+        let error = now(audit(Dialect::Sqlite, by_sql()).repair(&mut script, &ask)).unwrap_err();
+        match error {
+            Error::Overflow { key, .. } => assert!(beyond && key == "7"),
+            Error::Busy { .. } => assert!(!beyond),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn faulty_rows_are_read_up_to_as_many_as_are_wanted() {
+    let sample = || rows(&[&[7, 7, 1, 1], &[7, 8, 1, 1], &[8, 8, 1, 0], &[9, 8, 1, 1]]);
+    for (most, scanned) in [(1, 2), (2, 3), (3, 4), (4, 4)] {
+        let mut script = Script::<false>::answering([("SELECT setlist", Ok(sample()))]);
+        let mut audit = audit(Dialect::Sqlite, by_sql());
+        let faults = now(audit.faulty_rows(&mut script, &VOTES.id(), most)).unwrap();
+        assert_eq!((faults.len(), script.scanned), (most.min(3), scanned));
+    }
+}
+
+#[test]
+fn row_that_is_no_record_is_named_by_its_key_if_it_has_one() {
+    for (key, named) in [(Column::Integer(7), Some("7")), (Column::Null, None)] {
+        let row = vec![Column::Text("x".into()), key, Column::Integer(1), Column::Integer(1)];
+        let mut script = Script::<false>::answering([("SELECT setlist", Ok(vec![row]))]);
+        let mut audit = audit(Dialect::Sqlite, by_sql());
+        let faults = now(audit.faulty_rows(&mut script, &VOTES.id(), 1)).unwrap();
+        let Error::Source { key, reason, .. } = &faults[0] else { panic!("{faults:?}") };
+        assert_eq!(key.as_deref(), named);
+        assert!(reason.contains("a setlist is"), "{reason}");
+    }
+}
+
+#[test]
+fn end_of_a_backfill_in_postgres_has_its_settings_before_it_does_anything() {
+    let ask = Ready { counter: VOTES.id(), run: 1, kept: None };
+    let isolation = "SELECT current_setting('transaction_isolation')";
+    let mut script = Script::<true>::answering([(isolation, Ok(text("read committed")))]);
+    now(audit(Dialect::Postgres, by_sql()).ready(&mut script, &ask)).unwrap();
+    let settings = &script.ran[1];
+    for setting in ["'read committed'", "transaction_read_only = off", "lock_timeout = 5000"] {
+        assert!(settings.contains(setting), "{settings}");
+    }
+}
+
+#[test]
+fn probe_of_a_replica_in_postgres_says_what_it_is() {
+    let mut script = Script::<true>::answering([("SELECT CASE", Ok(text("it is a replica")))]);
+    let ask = Probe { counter: VOTES.id(), totals: 1 };
+    let error = now(audit(Dialect::Postgres, by_sql()).probe(&mut script, &ask)).unwrap_err();
+    assert!(
+        matches!(&error, Error::InvalidUse { reason, .. } if reason == "it is a replica"),
+        "{error:?}"
+    );
+}
+
+/// Such a role may be one that reads some columns only.
+#[test]
+fn source_in_postgres_that_the_role_may_not_lock_is_read_without_its_lock() {
+    for (locks, opening) in [(Ok(Vec::new()), "LOCK TABLE"), (Err(ErrorKind::ReadOnly), "SET")] {
+        let place = vec![Column::Text("public".into()), Column::Integer(1)];
+        let mut script = Script::<true>::answering([
+            ("SELECT n.nspname", Ok(vec![place])),
+            ("LOCK TABLE", locks.map_err(Refused)),
+        ]);
+        let mut audit = audit_of_nothing(Dialect::Postgres);
+        now(audit.add(&mut script, unfound(by_sql()))).unwrap();
+        let begins = &audit.sources[0].opening.script;
+        assert!(begins.starts_with(opening), "{begins}");
+    }
+    let place = vec![Column::Text("public".into()), Column::Integer(1)];
+    let mut script = Script::<true>::answering([
+        ("SELECT n.nspname", Ok(vec![place])),
+        ("LOCK TABLE", Err(Refused(ErrorKind::Busy("a lock")))),
+    ]);
+    let refused = now(audit_of_nothing(Dialect::Postgres).add(&mut script, unfound(by_sql())));
+    assert!(matches!(refused, Err(Error::Busy { .. })), "{refused:?}");
+}
+
+#[test]
+fn source_in_sqlite_is_locked_if_its_statements_read_another_file_and_only_then() {
+    for (opcode, is_locked) in [("Transaction", true), ("OpenRead", false)] {
+        let [one, two] = [1, 2].map(Column::Integer);
+        let step = vec![one.clone(), Column::Text(opcode.into()), two.clone(), Column::Integer(0)];
+        let file = |at, name: &'static str| vec![Column::Integer(at), Column::Text(name.into())];
+        let mut script = Script::<false>::answering([
+            ("SELECT schema", Ok(text("app"))),
+            ("EXPLAIN SELECT", Ok(vec![step])),
+            ("SELECT seq", Ok(vec![file(0, "main"), file(2, "app"), file(3, "other")])),
+        ]);
+        let mut audit = audit_of_nothing(Dialect::Sqlite);
+        now(audit.add(&mut script, unfound(by_sql()))).unwrap();
+        assert_eq!(audit.sources[0].opening.is_locked, is_locked, "{opcode}");
+    }
 }
 
 #[test]
