@@ -12,7 +12,9 @@ mod failure;
 mod one_by_one;
 
 pub use self::failure::{ErrorKind, Failure, fault_of_sqlstate};
-pub use self::one_by_one::{Beginning, Halted, OneByOne, Statements};
+pub use self::one_by_one::{Beginning, Halted, OneByOne, RolledBack, Statements};
+#[cfg(feature = "postgres")]
+pub(crate) use self::one_by_one::{CURSOR, MAX_FETCH};
 use crate::batch::Batch;
 use crate::error::{Cause, Error, Result, shortened};
 use crate::sql::{Dialect, Query};
@@ -113,6 +115,11 @@ pub trait Executor {
     /// Within the caller's transaction, it makes sure that nothing of that can be committed.
     fn roll_back(&mut self) -> Reply<'_, bool>;
 
+    /// Whether a rollback has found that the caller's transaction is gone.
+    fn is_lost(&self) -> bool {
+        false
+    }
+
     /// Whether the failed call was rolled back completely and would not fail again in the same way,
     /// because the driver has removed the cause: prepared statements that the server has forgotten.
     ///
@@ -179,7 +186,8 @@ pub trait Connect: Executor + Sized {
     /// Its connection, as the application lends it.
     type Connection;
 
-    /// An executor over a connection, in the transaction that is open on it, if any. Does no I/O.
+    /// An executor over a connection, in the caller's transaction if the library knows of one. Does no
+    /// I/O.
     fn over(connection: Self::Connection) -> Self;
 }
 

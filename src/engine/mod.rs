@@ -181,7 +181,11 @@ pub(crate) async fn end<E: Executor + ?Sized, T>(
             }
         },
     };
-    Err(if executor.roll_back().await { error } else { still_open(&operation, error) })
+    Err(match executor.roll_back().await {
+        true if executor.is_lost() => lost(error),
+        true => error,
+        false => still_open(&operation, error),
+    })
 }
 
 /// After failed reads, checks whether the caller's transaction was lost with them. SQLite rolls

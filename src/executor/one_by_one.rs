@@ -81,18 +81,22 @@ pub trait Statements: Sized + Send {
     /// As that.
     fn commit(&mut self) -> Reply<'_, Result<(), NotCommitted>>;
 
-    /// Rolls back what was begun, and returns whether it is over.
-    fn roll_back(&mut self) -> Reply<'_, bool>;
+    /// Rolls back what was begun, and says what became of it.
+    fn roll_back(&mut self) -> Reply<'_, RolledBack>;
 
-    /// Rolls back what was begun, without waiting for that.
-    fn start_rollback(&mut self);
+    /// Rolls back what was begun, without waiting for that. `is_begun` says whether the library has
+    /// answered that it began; its future may have been dropped before.
+    fn start_rollback(&mut self, is_begun: bool);
 
-    /// As [`Executor::is_idle`], of a connection that is not [the caller's](Self::is_callers).
+    /// As [`Executor::is_idle`], of a connection that is not [the caller's](Self::is_callers), in
+    /// PostgreSQL. In SQLite a transaction that cannot begin says so.
     ///
     /// # Errors
     ///
     /// The library's.
-    fn is_idle(&mut self) -> Reply<'_, Result<bool, Failure>>;
+    fn is_idle(&mut self) -> Reply<'_, Result<bool, Failure>> {
+        Reply::now(Ok(true))
+    }
 
     /// Forgets the prepared statements, which the server has forgotten, and returns whether it did.
     fn forget(&mut self) -> Reply<'_, bool> {
@@ -108,6 +112,17 @@ pub enum Beginning {
     Write,
     /// It reads one snapshot.
     Read,
+}
+
+/// What became of a rollback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RolledBack {
+    /// What was begun is over.
+    Over,
+    /// It is still open.
+    Open,
+    /// The caller's transaction is gone, and the savepoint with it.
+    Lost,
 }
 
 /// Why a statement halted.
@@ -140,21 +155,31 @@ pub struct OneByOne<S> {
     statements: S,
     /// What was begun and did not end.
     open: Option<Beginning>,
+    /// Whether the library has answered that it began.
+    is_begun: bool,
+    /// Whether the caller's transaction is gone.
+    is_lost: bool,
     /// Whether the reason of the last failure was put right.
     recovered: bool,
 }
 
 /// The number of rows that a cursor returns at a time.
-const MAX_FETCH: usize = 2_000;
+pub(crate) const MAX_FETCH: usize = 2_000;
 /// The cursor of a scan.
-const CURSOR: &str = "keepcount_scan";
+pub(crate) const CURSOR: &str = "keepcount_scan";
 
 impl<S: Statements> Connect for OneByOne<S> {
     type Driver = S::Driver;
     type Connection = S::Connection;
 
     fn over(connection: S::Connection) -> Self {
-        Self { statements: S::over(connection), open: None, recovered: false }
+        Self {
+            statements: S::over(connection),
+            open: None,
+            is_begun: false,
+            is_lost: false,
+            recovered: false,
+        }
     }
 }
 
@@ -265,8 +290,10 @@ impl<S: Statements> OneByOne<S> {
 
     /// Begins as `beginning` says, for what `open` says.
     async fn begin_with(&mut self, open: Beginning, beginning: Beginning) -> Result<(), Failure> {
-        self.open = Some(open);
-        self.statements.begin(beginning).await
+        (self.open, self.is_begun) = (Some(open), false);
+        self.statements.begin(beginning).await?;
+        self.is_begun = true;
+        Ok(())
     }
 
     /// Has the library prepare anew what the server has forgotten.
@@ -284,11 +311,17 @@ impl<S: Statements> OneByOne<S> {
             let _ = self.statements.run("SELECT 1 / 0").await;
             return true;
         }
-        let is_over = self.statements.roll_back().await;
-        if is_over {
-            self.open = None;
+        // A savepoint that was not set must not roll back what is around it.
+        let rolled_back = if self.statements.is_callers() && !self.is_begun {
+            RolledBack::Over
+        } else {
+            self.statements.roll_back().await
+        };
+        self.is_lost |= rolled_back == RolledBack::Lost;
+        if rolled_back != RolledBack::Open {
+            (self.open, self.is_begun) = (None, false);
         }
-        is_over
+        rolled_back != RolledBack::Open
     }
 }
 
@@ -362,13 +395,29 @@ impl<S: Statements> Executor for OneByOne<S> {
         if self.statements.is_callers() {
             return Reply::now(Ok(false));
         }
-        self.statements.is_idle()
+        if self.dialect() == Dialect::Postgres {
+            return self.statements.is_idle();
+        }
+        Reply::later(async move {
+            match self.begin_with(Beginning::Read, Beginning::Read).await {
+                Ok(()) => {
+                    self.end().await;
+                    Ok(true)
+                }
+                // It is refused as a statement, not by a lock or a disk.
+                Err(Failure { fault: Some(_), .. }) => {
+                    self.open = None;
+                    Ok(false)
+                }
+                Err(error) => Err(error),
+            }
+        })
     }
 
     fn commit(&mut self) -> Reply<'_, Result<(), NotCommitted>> {
         Reply::later(async move {
             self.statements.commit().await?;
-            self.open = None;
+            (self.open, self.is_begun) = (None, false);
             Ok(())
         })
     }
@@ -381,9 +430,14 @@ impl<S: Statements> Executor for OneByOne<S> {
         std::mem::take(&mut self.recovered) && !self.is_nested()
     }
 
+    fn is_lost(&self) -> bool {
+        self.is_lost
+    }
+
     fn finish(&mut self) {
+        let is_begun = std::mem::take(&mut self.is_begun);
         if self.open.take().is_some() {
-            self.statements.start_rollback();
+            self.statements.start_rollback(is_begun);
         }
         self.recovered = false;
     }

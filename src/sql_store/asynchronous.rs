@@ -37,9 +37,13 @@ impl<E: ?Sized> fmt::Debug for AsyncSqlStore<'_, E> {
 }
 
 impl<'s, E: Connect> AsyncSqlStore<'s, E> {
-    /// A store of these counters over a connection, in the transaction that is open on it, if any.
+    /// A store of these counters over a connection; in a transaction of yours, if the library knows
+    /// that the connection is in one.
     ///
     /// Does no I/O: call [`check`](AsyncSqlStore::check) once at start.
+    ///
+    /// Do not pass a connection on which you executed a literal `BEGIN`: no library knows of that
+    /// transaction, and the store would commit it.
     pub fn new(connection: E::Connection, schema: &'s Schema) -> Self {
         Self { schema, executor: E::over(connection) }
     }

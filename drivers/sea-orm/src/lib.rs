@@ -20,18 +20,19 @@
 //!
 //! If an apply fails in PostgreSQL, the transaction commits nothing. In SQLite each apply has a
 //! savepoint, so a batch that fails leaves the transaction as it was. If you drop a future, roll the
-//! transaction back.
+//! transaction back. Run nothing else on the transaction until a call returns.
 //!
 //! The job runs on the same pool: SeaORM's pool is sqlx's, so take `PostgresAudit` or `SqliteAudit`
 //! of keepcount-sqlx over a connection of `get_postgres_connection_pool` or
 //! `get_sqlite_connection_pool`.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use keepcount::backend::AsyncSqlStore;
 use keepcount::executor::{
     Beginning, Column, Driver, Each, ErrorKind, Failure, Halted, NotCommitted, OneByOne, Reader,
-    Reply, Row, Statements,
+    Reply, RolledBack, Row, Statements,
 };
 use keepcount::sql::{self, Dialect};
 use keepcount::{Batch, Cause};
@@ -46,7 +47,11 @@ use sea_orm::{
 pub type SeaOrmStore<'c> = AsyncSqlStore<'c, OneByOne<SeaOrm<'c>>>;
 
 /// A transaction of SeaORM, as keepcount uses it.
-pub struct SeaOrm<'c>(&'c DatabaseTransaction);
+pub struct SeaOrm<'c> {
+    tx: &'c DatabaseTransaction,
+    /// The name of its savepoint in SQLite: other stores over the transaction have others.
+    savepoint: String,
+}
 
 /// The rows of SeaORM.
 #[derive(Debug)]
@@ -96,9 +101,12 @@ impl SeaOrm<'_> {
     }
 
     fn kind(&self, error: &sqlx::Error) -> ErrorKind {
-        match self.0.get_database_backend() {
+        match self.tx.get_database_backend() {
             #[cfg(feature = "postgres")]
-            DbBackend::Postgres => sqlx::Postgres::kind(error),
+            DbBackend::Postgres => match sqlx::Postgres::kind(error) {
+                ErrorKind::FORGOTTEN => ErrorKind::Busy(FORGOTTEN),
+                kind => kind,
+            },
             #[cfg(feature = "sqlite")]
             DbBackend::Sqlite => sqlx::Sqlite::kind(error),
             _ => ErrorKind::Other,
@@ -106,7 +114,7 @@ impl SeaOrm<'_> {
     }
 
     fn fault(&self, error: &sqlx::Error) -> Option<String> {
-        match self.0.get_database_backend() {
+        match self.tx.get_database_backend() {
             #[cfg(feature = "postgres")]
             DbBackend::Postgres => sqlx::Postgres::fault(error),
             #[cfg(feature = "sqlite")]
@@ -115,15 +123,21 @@ impl SeaOrm<'_> {
         }
     }
 
-    /// A statement with its values. Refuses a database that keepcount does not know.
-    fn statement(&self, text: &str, values: &[sql::Value<'_>]) -> Result<Statement, Failure> {
-        let backend = self.0.get_database_backend();
+    /// Refuses a database that keepcount does not know.
+    fn check(&self) -> Result<(), Failure> {
+        let backend = self.tx.get_database_backend();
         let is_known = cfg!(feature = "postgres") && backend == DbBackend::Postgres
             || cfg!(feature = "sqlite") && backend == DbBackend::Sqlite;
         if !is_known {
             let cause = format!("keepcount-sea-orm has no support for {backend:?} switched on");
             return Err(Failure { kind: ErrorKind::Other, fault: None, cause: cause.into() });
         }
+        Ok(())
+    }
+
+    fn statement(&self, text: &str, values: &[sql::Value<'_>]) -> Result<Statement, Failure> {
+        self.check()?;
+        let backend = self.tx.get_database_backend();
         Ok(Statement::from_sql_and_values(
             backend,
             text,
@@ -132,7 +146,8 @@ impl SeaOrm<'_> {
     }
 
     async fn script(&self, script: &str) -> Result<(), Failure> {
-        let done = self.0.execute_unprepared(script).await;
+        self.check()?;
+        let done = self.tx.execute_unprepared(script).await;
         done.map(drop).map_err(|error| self.failure(error))
     }
 }
@@ -164,6 +179,10 @@ fn bound(value: &sql::Value<'_>, backend: DbBackend) -> Value {
     }
 }
 
+/// SeaORM has no call that forgets prepared statements.
+#[cfg(feature = "postgres")]
+const FORGOTTEN: &str = "the server has forgotten a prepared statement; close the connection, and try the whole transaction again";
+
 fn of_sqlx(error: &DbErr) -> Option<&sqlx::Error> {
     match error {
         DbErr::Conn(RuntimeErr::SqlxError(error))
@@ -173,21 +192,18 @@ fn of_sqlx(error: &DbErr) -> Option<&sqlx::Error> {
     }
 }
 
-/// The savepoint of a call that writes, in SQLite.
-const SAVEPOINT: &str = "SAVEPOINT keepcount";
-const RELEASE: &str = "RELEASE keepcount";
-const ROLL_BACK: &str = "ROLLBACK TO keepcount; RELEASE keepcount";
-
 impl<'c> Statements for SeaOrm<'c> {
     type Driver = SeaOrmRow;
     type Connection = &'c DatabaseTransaction;
 
     fn over(tx: &'c DatabaseTransaction) -> Self {
-        Self(tx)
+        static STORES: AtomicU64 = AtomicU64::new(0);
+        let savepoint = format!("keepcount_{}", STORES.fetch_add(1, Ordering::Relaxed));
+        Self { tx, savepoint }
     }
 
     fn dialect(&self) -> Dialect {
-        match self.0.get_database_backend() {
+        match self.tx.get_database_backend() {
             DbBackend::Sqlite => Dialect::Sqlite,
             _ => Dialect::Postgres,
         }
@@ -214,7 +230,7 @@ impl<'c> Statements for SeaOrm<'c> {
         each: &'x mut Each<'_>,
     ) -> Reply<'x, Result<bool, Halted>> {
         Reply::later(async move {
-            let rows = self.0.query_all_raw(self.statement(text, values)?).await;
+            let rows = self.tx.query_all_raw(self.statement(text, values)?).await;
             for row in rows.map_err(|error| self.failure(error))? {
                 if !each(&Fetched(&row)).map_err(Halted::Refused)? {
                     return Ok(false);
@@ -231,7 +247,7 @@ impl<'c> Statements for SeaOrm<'c> {
         _: bool,
     ) -> Reply<'x, Result<u64, Failure>> {
         Reply::later(async move {
-            let done = self.0.execute_raw(self.statement(text, values)?).await;
+            let done = self.tx.execute_raw(self.statement(text, values)?).await;
             Ok(done.map_err(|error| self.failure(error))?.rows_affected())
         })
     }
@@ -241,28 +257,28 @@ impl<'c> Statements for SeaOrm<'c> {
     }
 
     fn begin(&mut self, _: Beginning) -> Reply<'_, Result<(), Failure>> {
-        Reply::later(self.script(SAVEPOINT))
+        Reply::later(async move { self.script(&format!("SAVEPOINT {}", self.savepoint)).await })
     }
 
     fn commit(&mut self) -> Reply<'_, Result<(), NotCommitted>> {
-        Reply::later(async move { self.script(RELEASE).await.map_err(NotCommitted::Refused) })
+        Reply::later(async move {
+            let released = self.script(&format!("RELEASE {}", self.savepoint)).await;
+            released.map_err(NotCommitted::Refused)
+        })
     }
 
-    /// If the savepoint is gone, because SQLite has rolled back by itself, the commit of the
-    /// transaction fails. If it cannot be rolled back, the transaction is.
-    fn roll_back(&mut self) -> Reply<'_, bool> {
+    /// A savepoint that cannot be rolled back takes the transaction with it, whose commit then fails.
+    fn roll_back(&mut self) -> Reply<'_, RolledBack> {
         Reply::later(async move {
-            if self.script(ROLL_BACK).await.is_err() {
-                let _ = self.script("ROLLBACK").await;
+            let name = &self.savepoint;
+            if self.script(&format!("ROLLBACK TO {name}; RELEASE {name}")).await.is_ok() {
+                return RolledBack::Over;
             }
-            true
+            let _ = self.script("ROLLBACK").await;
+            RolledBack::Lost
         })
     }
 
     /// SeaORM has no call for it: the caller rolls the transaction back.
-    fn start_rollback(&mut self) {}
-
-    fn is_idle(&mut self) -> Reply<'_, Result<bool, Failure>> {
-        Reply::now(Ok(false))
-    }
+    fn start_rollback(&mut self, _: bool) {}
 }

@@ -8,8 +8,8 @@ use futures_util::TryStreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use keepcount::executor::{
-    Beginning, Column, Driver, Each, ErrorKind, Failure, Halted, NotCommitted, Reader, Reply, Row,
-    Statements,
+    Beginning, Column, Driver, Each, ErrorKind, Failure, Halted, NotCommitted, Reader, Reply,
+    RolledBack, Row, Statements,
 };
 use keepcount::sql::{Dialect, Value};
 use keepcount::{Batch, Cause};
@@ -59,15 +59,18 @@ pub trait Library: Database {
     ) -> BoxFuture<'e, Result<u64>>;
     /// Runs statements without parameters.
     fn run<'e>(conn: &'e mut Self::Connection, script: &str) -> BoxFuture<'e, Result<()>>;
-    /// Whether no transaction is open, of which sqlx counts none.
+    /// In PostgreSQL, whether no transaction is open, of which sqlx counts none.
     fn is_idle(conn: &mut Self::Connection) -> BoxFuture<'_, Result<bool>>;
     /// What became of a commit that failed.
     fn not_committed(
         conn: &mut Self::Connection,
         error: sqlx::Error,
     ) -> BoxFuture<'_, NotCommitted>;
-    /// Makes a rollback possible that failed. Returns `false` if there is nothing to roll back.
-    fn roll_back_again(conn: &mut Self::Connection, error: sqlx::Error) -> BoxFuture<'_, bool>;
+    /// What became of a rollback that failed. It is tried again if it is still open.
+    fn roll_back_failed(
+        conn: &mut Self::Connection,
+        error: sqlx::Error,
+    ) -> BoxFuture<'_, RolledBack>;
     /// Forgets all prepared statements.
     fn forget(conn: &mut Self::Connection) -> BoxFuture<'_, Result<()>>;
 }
@@ -114,8 +117,8 @@ pub(crate) use statements;
 /// A connection of sqlx, as keepcount uses it.
 pub struct Sqlx<'c, L: Library> {
     conn: &'c mut L::Connection,
-    /// Whether it was in a transaction of the caller when it was lent.
-    is_callers: bool,
+    /// How many transactions and savepoints of the caller it was in when it was lent.
+    depth: usize,
 }
 
 /// The rows of a database of sqlx.
@@ -143,7 +146,7 @@ impl<L: Library> Row for Fetched<'_, L> {
 
 impl<L: Library> fmt::Debug for Sqlx<'_, L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sqlx").field("is_callers", &self.is_callers).finish_non_exhaustive()
+        f.debug_struct("Sqlx").field("depth", &self.depth).finish_non_exhaustive()
     }
 }
 
@@ -155,8 +158,8 @@ impl<'c, L: Library> Statements for Sqlx<'c, L> {
     type Connection = &'c mut L::Connection;
 
     fn over(conn: &'c mut L::Connection) -> Self {
-        let is_callers = L::TransactionManager::get_transaction_depth(conn) > 0;
-        Self { conn, is_callers }
+        let depth = L::TransactionManager::get_transaction_depth(conn);
+        Self { conn, depth }
     }
 
     fn dialect(&self) -> Dialect {
@@ -168,7 +171,7 @@ impl<'c, L: Library> Statements for Sqlx<'c, L> {
     }
 
     fn is_callers(&self) -> bool {
-        self.is_callers
+        self.depth > 0
     }
 
     fn has_savepoints(&self) -> bool {
@@ -212,7 +215,7 @@ impl<'c, L: Library> Statements for Sqlx<'c, L> {
     fn begin(&mut self, beginning: Beginning) -> Reply<'_, Result<(), Failure>> {
         let statement = if beginning == Beginning::Read { L::BEGIN_READ } else { L::BEGIN };
         // In the caller's transaction it is a savepoint, whose statement sqlx knows.
-        let statement = (!self.is_callers).then(|| AssertSqlSafe(statement).into_sql_str());
+        let statement = (self.depth == 0).then(|| AssertSqlSafe(statement).into_sql_str());
         Reply::later(async move {
             L::TransactionManager::begin(self.conn, statement).await.map_err(failure::<L>)
         })
@@ -227,22 +230,28 @@ impl<'c, L: Library> Statements for Sqlx<'c, L> {
         })
     }
 
-    fn roll_back(&mut self) -> Reply<'_, bool> {
+    fn roll_back(&mut self) -> Reply<'_, RolledBack> {
         Reply::later(async move {
             for _ in 0..MAX_ROLLBACKS {
                 let Err(error) = L::TransactionManager::rollback(self.conn).await else {
-                    return true;
+                    return RolledBack::Over;
                 };
-                if !L::roll_back_again(self.conn, error).await {
-                    return true;
+                let failed = L::roll_back_failed(self.conn, error).await;
+                if failed != RolledBack::Open {
+                    return failed;
                 }
             }
-            false
+            RolledBack::Open
         })
     }
 
-    fn start_rollback(&mut self) {
-        L::TransactionManager::start_rollback(self.conn);
+    /// In SQLite, a savepoint whose answer nobody receives is rolled back by sqlx itself. In another
+    /// order of events its answer came: then sqlx counts it.
+    fn start_rollback(&mut self, is_begun: bool) {
+        let is_counted = L::TransactionManager::get_transaction_depth(self.conn) > self.depth;
+        if is_begun || is_counted || self.depth == 0 {
+            L::TransactionManager::start_rollback(self.conn);
+        }
     }
 
     fn is_idle(&mut self) -> Reply<'_, Result<bool, Failure>> {

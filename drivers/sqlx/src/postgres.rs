@@ -3,7 +3,7 @@
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use keepcount::Cause;
-use keepcount::executor::{Column, ErrorKind, NotCommitted, fault_of_sqlstate};
+use keepcount::executor::{Column, ErrorKind, NotCommitted, RolledBack, fault_of_sqlstate};
 use keepcount::sql::{Dialect, Value};
 use sqlx::postgres::{PgArguments, PgConnection, PgDatabaseError, PgRow, PgSeverity, PgValueRef};
 use sqlx::{Arguments as _, Decode, Postgres, Row as _, Type, TypeInfo as _, ValueRef as _};
@@ -85,8 +85,10 @@ impl Library for Postgres {
 
     /// A ROLLBACK can be cancelled like any statement, and then it has done nothing. Nothing is left
     /// of a connection that was lost.
-    fn roll_back_again(_: &mut PgConnection, error: sqlx::Error) -> BoxFuture<'_, bool> {
-        Box::pin(std::future::ready(said(&error).is_some_and(|said| !is_fatal(said))))
+    fn roll_back_failed(_: &mut PgConnection, error: sqlx::Error) -> BoxFuture<'_, RolledBack> {
+        let is_open = said(&error).is_some_and(|said| !is_fatal(said));
+        let failed = if is_open { RolledBack::Open } else { RolledBack::Over };
+        Box::pin(std::future::ready(failed))
     }
 }
 
@@ -124,7 +126,7 @@ fn is_fatal(said: &PgDatabaseError) -> bool {
 fn is_forgotten(said: &PgDatabaseError) -> bool {
     match said.code() {
         "26000" | "42P05" => said.message().contains("sqlx_s_"),
-        "0A000" => said.message().contains("cached plan"),
+        "0A000" => said.routine() == Some("RevalidateCachedQuery"),
         _ => false,
     }
 }

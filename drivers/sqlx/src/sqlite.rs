@@ -3,14 +3,11 @@
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use keepcount::Cause;
-use keepcount::executor::{Column, ErrorKind, NotCommitted};
+use keepcount::executor::{Column, ErrorKind, NotCommitted, RolledBack};
 use keepcount::sql::{Dialect, Value};
 use sqlx::error::DatabaseError;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow, SqliteValueRef};
-use sqlx::{
-    Arguments as _, AssertSqlSafe, Decode, Row as _, SqlSafeStr as _, Sqlite, TypeInfo as _,
-    ValueRef as _,
-};
+use sqlx::{Arguments as _, Decode, Row as _, Sqlite, TypeInfo as _, ValueRef as _};
 use sqlx_core::database::Database;
 use sqlx_core::transaction::TransactionManager;
 
@@ -60,40 +57,36 @@ impl Library for Sqlite {
         is_of_statement.then(|| said.message().to_owned())
     }
 
-    /// Whether a transaction can begin.
-    fn is_idle(conn: &mut SqliteConnection) -> BoxFuture<'_, sqlx::Result<bool>> {
-        Box::pin(async move {
-            match Manager::begin(conn, Some(AssertSqlSafe("BEGIN").into_sql_str())).await {
-                Ok(()) => Manager::rollback(conn).await.map(|()| true),
-                Err(sqlx::Error::Database(said)) if code(&*said) == Some(1) => Ok(false),
-                Err(error) => Err(error),
-            }
-        })
+    fn is_idle(_: &mut SqliteConnection) -> BoxFuture<'_, sqlx::Result<bool>> {
+        Box::pin(std::future::ready(Ok(true)))
     }
 
-    /// A commit that fails and leaves the transaction open did nothing. If the transaction is over,
-    /// so that another can begin, its outcome is unknown.
+    /// A commit that fails and leaves the transaction open did nothing: SQLite then refuses to begin
+    /// another. If another can begin, or nothing can be asked, its outcome is unknown.
     fn not_committed(
         conn: &mut SqliteConnection,
         error: sqlx::Error,
     ) -> BoxFuture<'_, NotCommitted> {
         Box::pin(async move {
-            let is_over = Self::run(conn, "BEGIN").await.is_ok();
-            not_committed::<Self>(error, !is_over)
+            let is_open = match Self::run(conn, "BEGIN").await {
+                Err(sqlx::Error::Database(said)) => code(&*said) == Some(1),
+                _ => false,
+            };
+            not_committed::<Self>(error, is_open)
         })
     }
 
     /// If SQLite has rolled back by itself, sqlx still counts the transaction: another begins, to be
-    /// rolled back. A savepoint of the caller's transaction that is gone stays so, and the caller's
-    /// commit fails.
-    fn roll_back_again(conn: &mut SqliteConnection, _: sqlx::Error) -> BoxFuture<'_, bool> {
+    /// rolled back. A savepoint in the caller's transaction that cannot be rolled back takes that
+    /// with it, and the caller's commit fails.
+    fn roll_back_failed(conn: &mut SqliteConnection, _: sqlx::Error) -> BoxFuture<'_, RolledBack> {
         Box::pin(async move {
             if Manager::get_transaction_depth(conn) > 1 {
                 let _ = Self::run(conn, "ROLLBACK").await;
-                return false;
+                return RolledBack::Lost;
             }
             let _ = Self::run(conn, "BEGIN").await;
-            true
+            RolledBack::Open
         })
     }
 }

@@ -25,8 +25,8 @@ pub(crate) use self::values::{kind_of, params, typed};
 use crate::engine::{Whose, failed};
 use crate::error::{Cause, Error, Result, server_text};
 use crate::executor::{
-    Connect, Driver, Each, EachOf, ErrorKind, Executor, Failure, NotCommitted, Reading, Reply,
-    Stopped, fault_of_sqlstate,
+    CURSOR, Connect, Driver, Each, EachOf, ErrorKind, Executor, Failure, MAX_FETCH, NotCommitted,
+    Reading, Reply, Stopped, fault_of_sqlstate,
 };
 use crate::sql::{Dialect, Query, Value};
 
@@ -60,10 +60,6 @@ impl fmt::Debug for Postgres<'_> {
 
 /// The maximum number of statements in one pipeline. The server runs them one after the other.
 const MAX_PIPELINE: usize = 16;
-/// The number of rows that a scan reads at a time.
-const MAX_FETCH: usize = 2_000;
-/// The cursor of a scan.
-const CURSOR: &str = "keepcount_scan";
 /// The savepoint of a write within the caller's transaction.
 const SAVEPOINT: &str = "keepcount";
 

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::time::Duration;
 
 use super::super::audit::{
     Audit, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, RepairRequest, Repaired,
@@ -61,26 +60,6 @@ impl<'a, E: Connect + Blocking + 'a> SqlAudit<'a, E> {
     pub fn add(&mut self, rows: Rows<E::Driver>) -> Result<()> {
         let sources = rows.sources(self.database.schema())?;
         (**self).add_sources(sources)
-    }
-
-    /// Sets how long a repair in PostgreSQL waits for a total that a writer has locked; the default
-    /// is 5 seconds.
-    ///
-    /// After that it is [`Error::Busy`], and the run tries again, as often as
-    /// [`Options::retries`](crate::reconcile::Options::retries) says. In SQLite a connection's busy
-    /// timeout decides.
-    #[must_use]
-    pub fn lock_timeout(mut self, time: Duration) -> Self {
-        self.database.limits.lock = time;
-        self
-    }
-
-    /// Sets how long one statement of a repair in PostgreSQL may take, which is also how long
-    /// writers may wait for it; the default is a minute. After that it is [`Error::Busy`] too.
-    #[must_use]
-    pub fn statement_timeout(mut self, time: Duration) -> Self {
-        self.database.limits.statement = time;
-        self
     }
 }
 

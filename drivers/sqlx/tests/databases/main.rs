@@ -354,6 +354,44 @@ macro_rules! tests {
         }
 
         #[test]
+        fn transaction_in_which_a_future_was_dropped_can_be_rolled_back_at_any_point() {
+            block_on(async {
+                let Some(database) = $database().await else { return };
+                let mut conn = database.connect().await;
+                run(&mut conn, TABLES).await;
+                $Store::new(&mut conn, &LIFE).create().await.unwrap();
+                for polls in 0..40_u64 {
+                    let mut tx = conn.begin_with(BEGIN).await.unwrap();
+                    insert(&mut tx, &Vote { show: 7, day: 1 }).await;
+                    let mut batch = Batch::new();
+                    batch.add(SHOW_VOTES, 7, 1);
+                    batch.add(SHOW_DAYS, (7, 1), 1);
+                    {
+                        let mut store = $Store::new(&mut tx, &LIFE);
+                        let mut apply = std::pin::pin!(store.apply(&mut batch));
+                        for _ in 0..polls / 3 {
+                            let polled = std::future::poll_fn(|context| {
+                                std::task::Poll::Ready(apply.as_mut().poll(context).is_ready())
+                            });
+                            if polled.await {
+                                break;
+                            }
+                            let pause = std::time::Duration::from_micros(150 * (polls % 3));
+                            tokio::time::sleep(pause).await;
+                        }
+                    }
+                    tx.rollback().await.unwrap();
+                    assert!(!conn.is_in_transaction(), "{polls}");
+                    let mut store = $Store::new(&mut conn, &LIFE);
+                    assert_eq!(store.total(SHOW_VOTES, 7).await.unwrap(), 0, "{polls}");
+                    let rows: i64 =
+                        sqlx::query_scalar("SELECT count(*) FROM votes").fetch_one(&mut conn).await.unwrap();
+                    assert_eq!(rows, 0, "{polls}");
+                }
+            });
+        }
+
+        #[test]
         fn totals_that_are_spoilt_under_writers_are_repaired() {
             block_on(async {
                 let Some(database) = $database().await else { return };

@@ -55,3 +55,35 @@ mod in_a_transaction {
 
     keepcount::conformance_tests!(each each);
 }
+
+/// SQLite rolls the whole transaction back, here by a trigger, as it does on a full disk.
+#[test]
+fn transaction_that_sqlite_rolls_back_is_reported_as_lost_and_does_not_commit() {
+    block_on(async {
+        let Some(database) = database().await else { return };
+        let mut conn = database.connect().await;
+        run(&mut conn, TABLES).await;
+        SqliteStore::new(&mut conn, &LIFE).create().await.unwrap();
+        let trigger = "CREATE TRIGGER t BEFORE INSERT ON show_votes BEGIN SELECT RAISE(ROLLBACK, 'gone'); END";
+        run(&mut conn, trigger).await;
+        let mut batch = Batch::new();
+        batch.add(SHOW_VOTES, 7, 1);
+        let mut tx = conn.begin_with(BEGIN).await.unwrap();
+        insert(&mut tx, &Vote { show: 7, day: 1 }).await;
+        let lost = SqliteStore::new(&mut tx, &LIFE).apply(&mut batch).await.unwrap_err();
+        assert!(matches!(lost, Error::TransactionLost { .. }), "{lost:?}");
+        tx.commit().await.unwrap_err();
+        drop(conn);
+        let mut conn = database.connect().await;
+        let rows: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM votes").fetch_one(&mut conn).await.unwrap();
+        assert_eq!(rows, 0);
+        // In a transaction of its own, nothing but the error is left.
+        let gone = SqliteStore::new(&mut conn, &LIFE).apply(&mut batch).await.unwrap_err();
+        assert!(matches!(gone, Error::Database { .. }), "{gone:?}");
+        run(&mut conn, "DROP TRIGGER t").await;
+        SqliteStore::new(&mut conn, &LIFE).apply(&mut batch).await.unwrap();
+        assert!(!conn.is_in_transaction());
+        assert_eq!(SqliteStore::new(&mut conn, &LIFE).total(SHOW_VOTES, 7).await.unwrap(), 1);
+    });
+}
