@@ -151,7 +151,7 @@ impl<'s> SqlStore<'s, dyn Blocking + 's> {
     ///
     /// let conn = rusqlite::Connection::open_in_memory()?;
     /// SqliteStore::new(&conn, &BEFORE).create()?;
-    /// let store = SqliteStore::new(&conn, &NOW);
+    /// let mut store = SqliteStore::new(&conn, &NOW);
     /// store.create()?;
     /// assert_eq!(store.orphaned()?, ["show.votes"]);
     /// store.drop_counter("show.votes")?;
