@@ -18,9 +18,12 @@ struct Database(TempDir);
 
 impl Database {
     async fn connect(&self) -> SqliteConnection {
-        let options = SqliteConnectOptions::new().filename(self.0.path().join("db"));
-        let options =
-            options.create_if_missing(true).journal_mode(sqlx::sqlite::SqliteJournalMode::Wal);
+        // Writers wait for each other, as long as a busy machine takes.
+        let options = SqliteConnectOptions::new()
+            .filename(self.0.path().join("db"))
+            .create_if_missing(true)
+            .journal_mode(sqlx::sqlite::SqliteJournalMode::Wal)
+            .busy_timeout(std::time::Duration::from_secs(60));
         options.connect().await.unwrap()
     }
 }
