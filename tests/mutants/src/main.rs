@@ -48,8 +48,8 @@ const WORKERS: usize = 2;
 const MAX_FAULTS: usize = 1 << 13;
 /// A suite that hangs is stopped after this multiple of its time without a fault, plus these
 /// seconds.
-const PATIENCE: u32 = 4;
-const PATIENCE_MORE: Duration = Duration::from_secs(6);
+const PATIENCE: u32 = 12;
+const PATIENCE_MORE: Duration = Duration::from_secs(25);
 
 struct Measured {
     suite: Suite,
