@@ -397,17 +397,23 @@ fn said(error: &(dyn std::error::Error + 'static)) -> String {
             return String::new();
         }
         if let Some(db) = error.downcast_ref::<DbError>() {
-            return format!("{}: {}", db.severity(), server_text(db));
+            return format!("{}: {}", db.severity(), of_db_error(db));
         }
     }
     error.to_string()
 }
 
-/// What PostgreSQL said: its message, with the code, the detail and the hint.
 #[cfg(feature = "postgres")]
-pub(crate) fn server_text(said: &tokio_postgres::error::DbError) -> String {
-    let more = [said.detail(), said.hint()].into_iter().flatten().map(|more| format!("; {more}"));
-    format!("{} ({}){}", said.message(), said.code().code(), more.collect::<String>())
+pub(crate) fn of_db_error(said: &tokio_postgres::error::DbError) -> String {
+    server_text(said.code().code(), said.message(), [said.detail(), said.hint()])
+}
+
+/// What a PostgreSQL server said: its message with the SQLSTATE, and its detail and hint.
+#[cfg(feature = "sql")]
+#[must_use]
+pub fn server_text(code: &str, message: &str, more: [Option<&str>; 2]) -> String {
+    let first = format!("{message} ({code})");
+    std::iter::once(first.as_str()).chain(more.into_iter().flatten()).collect::<Vec<_>>().join("; ")
 }
 
 fn at_key(key: Option<&str>) -> String {

@@ -16,6 +16,7 @@ pub use self::one_by_one::{Beginning, Halted, OneByOne, RolledBack, Statements};
 #[cfg(feature = "postgres")]
 pub(crate) use self::one_by_one::{CURSOR, MAX_FETCH};
 use crate::batch::Batch;
+pub use crate::error::server_text;
 use crate::error::{Cause, Error, Result, shortened};
 use crate::sql::{Dialect, Query};
 
@@ -186,8 +187,8 @@ pub trait Connect: Executor + Sized {
     /// Its connection, as the application lends it.
     type Connection;
 
-    /// An executor over a connection, in the caller's transaction if the library knows of one. Does no
-    /// I/O.
+    /// An executor over a connection, in the caller's transaction if the library knows of one. Does
+    /// no I/O.
     fn over(connection: Self::Connection) -> Self;
 }
 

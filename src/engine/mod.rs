@@ -54,7 +54,6 @@ macro_rules! transact {
 pub(crate) use transact;
 
 /// The result of a future whose driver blocks: it is ready at the first poll.
-#[cfg(feature = "sql")]
 pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     match std::pin::pin!(future).poll(&mut context) {

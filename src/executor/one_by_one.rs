@@ -1,5 +1,5 @@
-//! The executor over a library that runs one statement at a time and says in a call of its own how a
-//! transaction begins and ends: what such a library does, and all that follows from it.
+//! The executor over a library that runs one statement at a time and says in a call of its own how
+//! a transaction begins and ends: what such a library does, and all that follows from it.
 
 use super::{
     Connect, Driver, Each, EachOf, ErrorKind, Executor, Failure, NotCommitted, Reading, Reply, Row,

@@ -13,15 +13,15 @@ use crate::key::{AsKey, Key, KeyBuf, KeyParts};
 use crate::leaderboard::{Leaderboard, LeaderboardId, Ranked, Score, Standing};
 use crate::schema::Schema;
 use crate::sql::Dialect;
-use crate::store::{Applied, AsyncStore, Sweep, Swept};
+use crate::store::{Applied, AsyncStore, Sweep, Swept, forward_async_store};
 use crate::stream_range::StreamRange;
 
 /// Totals in tables next to the application's rows, over a library that does not block.
 ///
 /// Each library has a name for its own: [`PostgresStore`](crate::PostgresStore) is the one of
-/// tokio-postgres. It derefs to the same store over [any executor](Any), which has the calls: so the
-/// engine is compiled once, in this crate. An application that awaited it with an executor of its
-/// own would compile all of it.
+/// tokio-postgres. It derefs to the same store over [any executor](Any), which has the calls: so
+/// the engine is compiled once, in this crate. An application that awaited it with an executor of
+/// its own would compile all of it.
 pub struct AsyncSqlStore<'s, E: ?Sized> {
     pub(crate) schema: &'s Schema,
     pub(crate) executor: E,
@@ -64,8 +64,8 @@ impl<'s, E: Executor + Send + 's> DerefMut for AsyncSqlStore<'s, E> {
 }
 
 impl<'s> AsyncSqlStore<'s, Any<'s>> {
-    /// Creates the catalogue and the missing tables, in PostgreSQL in the first schema of the search
-    /// path, and checks the existing ones.
+    /// Creates the catalogue and the missing tables, in PostgreSQL in the first schema of the
+    /// search path, and checks the existing ones.
     ///
     /// Concurrent calls wait for each other.
     ///
@@ -362,18 +362,18 @@ impl<'s> AsyncSqlStore<'s, Any<'s>> {
         })
     }
 
-    /// Removes totals that are 0, and in PostgreSQL lock rows of children and of leaderboards' keys,
-    /// a bounded part for each call, while writers go on.
+    /// Removes totals that are 0, and in PostgreSQL lock rows of children and of leaderboards'
+    /// keys, a bounded part for each call, while writers go on.
     ///
     /// No total, leaderboard or report changes, because a removed total reads as 0. Call it from
     /// the job that repairs, until it is [complete](Swept::complete).
     ///
-    /// It takes one transaction for each page. In PostgreSQL, that waits for no row that another transaction has
-    /// locked, and leaves it for a later sweep, so it cannot cause a deadlock. It also leaves rows
-    /// that the oldest running transaction may not have seen, one that reads in this database or
-    /// writes in any database of the server: a transaction above READ COMMITTED that is older than
-    /// a row's last change must find the row when it writes. While a transaction stays open for
-    /// hours, or is prepared and forgotten, nothing that changed since is removed.
+    /// It takes one transaction for each page. In PostgreSQL, that waits for no row that another
+    /// transaction has locked, and leaves it for a later sweep, so it cannot cause a deadlock. It
+    /// also leaves rows that the oldest running transaction may not have seen, one that reads in
+    /// this database or writes in any database of the server: a transaction above READ COMMITTED
+    /// that is older than a row's last change must find the row when it writes. While a transaction
+    /// stays open for hours, or is prepared and forgotten, nothing that changed since is removed.
     ///
     /// # Errors
     ///
@@ -451,44 +451,5 @@ impl<'s> AsyncStore for AsyncSqlStore<'s, Any<'s>> {
 }
 
 impl<'s, E: Executor + Send + 's> AsyncStore for AsyncSqlStore<'s, E> {
-    fn apply(&mut self, batch: &mut Batch) -> impl Future<Output = Result<Applied>> + Send {
-        (**self).apply(batch)
-    }
-
-    fn apply_idempotent(
-        &mut self,
-        batch: &mut Batch,
-        stream_range: &StreamRange<'_>,
-    ) -> impl Future<Output = Result<Applied>> + Send {
-        (**self).apply_idempotent(batch, stream_range)
-    }
-
-    fn offset(&mut self, stream: &str) -> impl Future<Output = Result<u64>> + Send {
-        (**self).offset(stream)
-    }
-
-    fn read_keys(
-        &mut self,
-        counter: CounterId,
-        keys: &[KeyBuf],
-    ) -> impl Future<Output = Result<Vec<i64>>> + Send {
-        (**self).read_keys(counter, keys)
-    }
-
-    fn read_range(
-        &mut self,
-        counter: CounterId,
-        range: &KeyRange,
-        limit: usize,
-    ) -> impl Future<Output = Result<Vec<(KeyBuf, i64)>>> + Send {
-        (**self).read_range(counter, range, limit)
-    }
-
-    fn sum_range(
-        &mut self,
-        counter: CounterId,
-        range: &KeyRange,
-    ) -> impl Future<Output = Result<i64>> + Send {
-        (**self).sum_range(counter, range)
-    }
+    forward_async_store!();
 }

@@ -12,7 +12,7 @@ use crate::executor::{Blocking, Connect, call};
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::leaderboard::{Leaderboard, Ranked, Score, Standing};
 use crate::schema::Schema;
-use crate::store::{Applied, Store, Sweep, Swept};
+use crate::store::{Applied, Store, Sweep, Swept, forward_store};
 use crate::stream_range::StreamRange;
 
 /// Totals in tables next to the application's rows, over a library that blocks.
@@ -423,36 +423,5 @@ impl<'s> Store for SqlStore<'s, dyn Blocking + 's> {
 }
 
 impl<'s, E: Blocking + 's> Store for SqlStore<'s, E> {
-    fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
-        (**self).apply(batch)
-    }
-
-    fn apply_idempotent(
-        &mut self,
-        batch: &mut Batch,
-        stream_range: &StreamRange<'_>,
-    ) -> Result<Applied> {
-        (**self).apply_idempotent(batch, stream_range)
-    }
-
-    fn offset(&mut self, stream: &str) -> Result<u64> {
-        (**self).offset(stream)
-    }
-
-    fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
-        (**self).read_keys(counter, keys)
-    }
-
-    fn read_range(
-        &mut self,
-        counter: CounterId,
-        range: &KeyRange,
-        limit: usize,
-    ) -> Result<Vec<(KeyBuf, i64)>> {
-        (**self).read_range(counter, range, limit)
-    }
-
-    fn sum_range(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
-        (**self).sum_range(counter, range)
-    }
+    forward_store!();
 }

@@ -188,45 +188,54 @@ pub trait AsyncStore: Send {
     }
 }
 
+/// The methods of a store that derefs to another one.
+macro_rules! forward_async_store {
+    () => {
+        fn apply(&mut self, batch: &mut Batch) -> impl Future<Output = Result<Applied>> + Send {
+            (**self).apply(batch)
+        }
+
+        fn apply_idempotent(
+            &mut self,
+            batch: &mut Batch,
+            stream_range: &StreamRange<'_>,
+        ) -> impl Future<Output = Result<Applied>> + Send {
+            (**self).apply_idempotent(batch, stream_range)
+        }
+
+        fn offset(&mut self, stream: &str) -> impl Future<Output = Result<u64>> + Send {
+            (**self).offset(stream)
+        }
+
+        fn read_keys(
+            &mut self,
+            counter: CounterId,
+            keys: &[KeyBuf],
+        ) -> impl Future<Output = Result<Vec<i64>>> + Send {
+            (**self).read_keys(counter, keys)
+        }
+
+        fn read_range(
+            &mut self,
+            counter: CounterId,
+            range: &KeyRange,
+            limit: usize,
+        ) -> impl Future<Output = Result<Vec<(KeyBuf, i64)>>> + Send {
+            (**self).read_range(counter, range, limit)
+        }
+
+        fn sum_range(
+            &mut self,
+            counter: CounterId,
+            range: &KeyRange,
+        ) -> impl Future<Output = Result<i64>> + Send {
+            (**self).sum_range(counter, range)
+        }
+    };
+}
+#[cfg(feature = "sql")]
+pub(crate) use forward_async_store;
+
 impl<S: AsyncStore + ?Sized> AsyncStore for &mut S {
-    fn apply(&mut self, batch: &mut Batch) -> impl Future<Output = Result<Applied>> + Send {
-        (**self).apply(batch)
-    }
-
-    fn apply_idempotent(
-        &mut self,
-        batch: &mut Batch,
-        stream_range: &StreamRange<'_>,
-    ) -> impl Future<Output = Result<Applied>> + Send {
-        (**self).apply_idempotent(batch, stream_range)
-    }
-
-    fn offset(&mut self, stream: &str) -> impl Future<Output = Result<u64>> + Send {
-        (**self).offset(stream)
-    }
-
-    fn read_keys(
-        &mut self,
-        counter: CounterId,
-        keys: &[KeyBuf],
-    ) -> impl Future<Output = Result<Vec<i64>>> + Send {
-        (**self).read_keys(counter, keys)
-    }
-
-    fn read_range(
-        &mut self,
-        counter: CounterId,
-        range: &KeyRange,
-        limit: usize,
-    ) -> impl Future<Output = Result<Vec<(KeyBuf, i64)>>> + Send {
-        (**self).read_range(counter, range, limit)
-    }
-
-    fn sum_range(
-        &mut self,
-        counter: CounterId,
-        range: &KeyRange,
-    ) -> impl Future<Output = Result<i64>> + Send {
-        (**self).sum_range(counter, range)
-    }
+    forward_async_store!();
 }

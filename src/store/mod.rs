@@ -8,6 +8,8 @@ pub(crate) mod pages;
 pub(crate) mod sweep_zeros;
 
 pub use asynchronous::AsyncStore;
+#[cfg(feature = "sql")]
+pub(crate) use asynchronous::forward_async_store;
 #[cfg(feature = "memory")]
 pub use memory::{MemoryStore, PendingWrite, Snapshot};
 #[cfg(feature = "sql")]
@@ -250,39 +252,48 @@ pub trait Store {
     }
 }
 
+/// The methods of a store that derefs to another one.
+macro_rules! forward_store {
+    () => {
+        fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
+            (**self).apply(batch)
+        }
+
+        fn apply_idempotent(
+            &mut self,
+            batch: &mut Batch,
+            stream_range: &StreamRange<'_>,
+        ) -> Result<Applied> {
+            (**self).apply_idempotent(batch, stream_range)
+        }
+
+        fn offset(&mut self, stream: &str) -> Result<u64> {
+            (**self).offset(stream)
+        }
+
+        fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+            (**self).read_keys(counter, keys)
+        }
+
+        fn read_range(
+            &mut self,
+            counter: CounterId,
+            range: &KeyRange,
+            limit: usize,
+        ) -> Result<Vec<(KeyBuf, i64)>> {
+            (**self).read_range(counter, range, limit)
+        }
+
+        fn sum_range(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
+            (**self).sum_range(counter, range)
+        }
+    };
+}
+#[cfg(feature = "sql")]
+pub(crate) use forward_store;
+
 impl<S: Store + ?Sized> Store for &mut S {
-    fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
-        (**self).apply(batch)
-    }
-
-    fn apply_idempotent(
-        &mut self,
-        batch: &mut Batch,
-        stream_range: &StreamRange<'_>,
-    ) -> Result<Applied> {
-        (**self).apply_idempotent(batch, stream_range)
-    }
-
-    fn offset(&mut self, stream: &str) -> Result<u64> {
-        (**self).offset(stream)
-    }
-
-    fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
-        (**self).read_keys(counter, keys)
-    }
-
-    fn read_range(
-        &mut self,
-        counter: CounterId,
-        range: &KeyRange,
-        limit: usize,
-    ) -> Result<Vec<(KeyBuf, i64)>> {
-        (**self).read_range(counter, range, limit)
-    }
-
-    fn sum_range(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
-        (**self).sum_range(counter, range)
-    }
+    forward_store!();
 }
 
 /// How many totals are read at once.

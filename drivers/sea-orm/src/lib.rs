@@ -19,8 +19,8 @@
 //! ```
 //!
 //! If an apply fails in PostgreSQL, the transaction commits nothing. In SQLite each apply has a
-//! savepoint, so a batch that fails leaves the transaction as it was. If you drop a future, roll the
-//! transaction back. Run nothing else on the transaction until a call returns.
+//! savepoint, so a batch that fails leaves the transaction as it was. If you drop a future, roll
+//! the transaction back. Run nothing else on the transaction until a call returns.
 //!
 //! The job runs on the same pool: SeaORM's pool is sqlx's, so take `PostgresAudit` or `SqliteAudit`
 //! of keepcount-sqlx over a connection of `get_postgres_connection_pool` or
@@ -93,33 +93,26 @@ impl fmt::Debug for SeaOrm<'_> {
 
 impl SeaOrm<'_> {
     fn failure(&self, error: DbErr) -> Failure {
-        let (kind, fault) = match of_sqlx(&error) {
-            Some(error) => (self.kind(error), self.fault(error)),
-            None => (ErrorKind::Other, None),
-        };
+        let (kind, fault) = self.meaning(&error);
         Failure { kind, fault, cause: error.into() }
     }
 
-    fn kind(&self, error: &sqlx::Error) -> ErrorKind {
-        match self.tx.get_database_backend() {
+    /// What an error means, and what is wrong with a statement or its rows, if it is about those.
+    fn meaning(&self, error: &DbErr) -> (ErrorKind, Option<String>) {
+        match (self.tx.get_database_backend(), of_sqlx(error)) {
             #[cfg(feature = "postgres")]
-            DbBackend::Postgres => match sqlx::Postgres::kind(error) {
-                ErrorKind::FORGOTTEN => ErrorKind::Busy(FORGOTTEN),
-                kind => kind,
-            },
+            (DbBackend::Postgres, Some(error)) => {
+                let kind = match sqlx::Postgres::kind(error) {
+                    ErrorKind::FORGOTTEN => ErrorKind::Busy(FORGOTTEN),
+                    kind => kind,
+                };
+                (kind, sqlx::Postgres::fault(error))
+            }
             #[cfg(feature = "sqlite")]
-            DbBackend::Sqlite => sqlx::Sqlite::kind(error),
-            _ => ErrorKind::Other,
-        }
-    }
-
-    fn fault(&self, error: &sqlx::Error) -> Option<String> {
-        match self.tx.get_database_backend() {
-            #[cfg(feature = "postgres")]
-            DbBackend::Postgres => sqlx::Postgres::fault(error),
-            #[cfg(feature = "sqlite")]
-            DbBackend::Sqlite => sqlx::Sqlite::fault(error),
-            _ => None,
+            (DbBackend::Sqlite, Some(error)) => {
+                (sqlx::Sqlite::kind(error), sqlx::Sqlite::fault(error))
+            }
+            _ => (ErrorKind::Other, None),
         }
     }
 
@@ -210,8 +203,7 @@ impl<'c> Statements for SeaOrm<'c> {
     }
 
     fn kind_of(&self, cause: &Cause) -> ErrorKind {
-        let error = cause.downcast_ref().and_then(of_sqlx);
-        error.map_or(ErrorKind::Other, |error| self.kind(error))
+        cause.downcast_ref().map_or(ErrorKind::Other, |error| self.meaning(error).0)
     }
 
     fn is_callers(&self) -> bool {
@@ -267,7 +259,8 @@ impl<'c> Statements for SeaOrm<'c> {
         })
     }
 
-    /// A savepoint that cannot be rolled back takes the transaction with it, whose commit then fails.
+    /// A savepoint that cannot be rolled back takes the transaction with it, whose commit then
+    /// fails.
     fn roll_back(&mut self) -> Reply<'_, RolledBack> {
         Reply::later(async move {
             let name = &self.savepoint;

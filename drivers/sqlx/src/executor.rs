@@ -60,7 +60,10 @@ pub trait Library: Database {
     /// Runs statements without parameters.
     fn run<'e>(conn: &'e mut Self::Connection, script: &str) -> BoxFuture<'e, Result<()>>;
     /// In PostgreSQL, whether no transaction is open, of which sqlx counts none.
-    fn is_idle(conn: &mut Self::Connection) -> BoxFuture<'_, Result<bool>>;
+    #[must_use]
+    fn is_idle(_: &mut Self::Connection) -> BoxFuture<'_, Result<bool>> {
+        Box::pin(std::future::ready(Ok(true)))
+    }
     /// What became of a commit that failed.
     fn not_committed(
         conn: &mut Self::Connection,
@@ -245,8 +248,8 @@ impl<'c, L: Library> Statements for Sqlx<'c, L> {
         })
     }
 
-    /// In SQLite, a savepoint whose answer nobody receives is rolled back by sqlx itself. In another
-    /// order of events its answer came: then sqlx counts it.
+    /// In SQLite, a savepoint whose answer nobody receives is rolled back by sqlx itself. In
+    /// another order of events its answer came: then sqlx counts it.
     fn start_rollback(&mut self, is_begun: bool) {
         let is_counted = L::TransactionManager::get_transaction_depth(self.conn) > self.depth;
         if is_begun || is_counted || self.depth == 0 {

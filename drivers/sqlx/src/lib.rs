@@ -21,9 +21,9 @@
 //! # }
 //! ```
 //!
-//! If an apply fails in a transaction in PostgreSQL, the transaction commits nothing. In SQLite each
-//! apply has a savepoint, so a batch that fails leaves the transaction as it was. If you drop a
-//! future, roll the transaction back.
+//! If an apply fails in a transaction in PostgreSQL, the transaction commits nothing. In SQLite
+//! each apply has a savepoint, so a batch that fails leaves the transaction as it was. If you drop
+//! a future, roll the transaction back.
 //!
 //! Drop no future of a call that begins a transaction of its own in PostgreSQL while it waits for
 //! `BEGIN`: sqlx 0.9.0 forgets that transaction, and the pool hands the connection out in it.

@@ -3,7 +3,9 @@
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use keepcount::Cause;
-use keepcount::executor::{Column, ErrorKind, NotCommitted, RolledBack, fault_of_sqlstate};
+use keepcount::executor::{
+    Column, ErrorKind, NotCommitted, RolledBack, fault_of_sqlstate, server_text,
+};
 use keepcount::sql::{Dialect, Value};
 use sqlx::postgres::{PgArguments, PgConnection, PgDatabaseError, PgRow, PgSeverity, PgValueRef};
 use sqlx::{Arguments as _, Decode, Postgres, Row as _, Type, TypeInfo as _, ValueRef as _};
@@ -58,9 +60,7 @@ impl Library for Postgres {
 
     fn fault(error: &sqlx::Error) -> Option<String> {
         let said = said(error)?;
-        let first = format!("{} ({})", said.message(), said.code());
-        let more = [said.detail(), said.hint()].into_iter().flatten().map(str::to_owned);
-        let text = std::iter::once(first).chain(more).collect::<Vec<_>>().join("; ");
+        let text = server_text(said.code(), said.message(), [said.detail(), said.hint()]);
         fault_of_sqlstate(said.code(), &text)
     }
 
@@ -83,8 +83,8 @@ impl Library for Postgres {
         Box::pin(std::future::ready(not_committed::<Self>(error, is_certain)))
     }
 
-    /// A ROLLBACK can be cancelled like any statement, and then it has done nothing. Nothing is left
-    /// of a connection that was lost.
+    /// A ROLLBACK can be cancelled like any statement, and then it has done nothing. Nothing is
+    /// left of a connection that was lost.
     fn roll_back_failed(_: &mut PgConnection, error: sqlx::Error) -> BoxFuture<'_, RolledBack> {
         let is_open = said(&error).is_some_and(|said| !is_fatal(said));
         let failed = if is_open { RolledBack::Open } else { RolledBack::Over };

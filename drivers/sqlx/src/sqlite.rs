@@ -57,12 +57,8 @@ impl Library for Sqlite {
         is_of_statement.then(|| said.message().to_owned())
     }
 
-    fn is_idle(_: &mut SqliteConnection) -> BoxFuture<'_, sqlx::Result<bool>> {
-        Box::pin(std::future::ready(Ok(true)))
-    }
-
-    /// A commit that fails and leaves the transaction open did nothing: SQLite then refuses to begin
-    /// another. If another can begin, or nothing can be asked, its outcome is unknown.
+    /// A commit that fails and leaves the transaction open did nothing: SQLite then refuses to
+    /// begin another. If another can begin, or nothing can be asked, its outcome is unknown.
     fn not_committed(
         conn: &mut SqliteConnection,
         error: sqlx::Error,
@@ -76,9 +72,9 @@ impl Library for Sqlite {
         })
     }
 
-    /// If SQLite has rolled back by itself, sqlx still counts the transaction: another begins, to be
-    /// rolled back. A savepoint in the caller's transaction that cannot be rolled back takes that
-    /// with it, and the caller's commit fails.
+    /// If SQLite has rolled back by itself, sqlx still counts the transaction: another begins, to
+    /// be rolled back. A savepoint in the caller's transaction that cannot be rolled back takes
+    /// that with it, and the caller's commit fails.
     fn roll_back_failed(conn: &mut SqliteConnection, _: sqlx::Error) -> BoxFuture<'_, RolledBack> {
         Box::pin(async move {
             if Manager::get_transaction_depth(conn) > 1 {

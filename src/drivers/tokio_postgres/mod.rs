@@ -23,7 +23,7 @@ pub use self::prepared::PreparedStatements;
 pub(crate) use self::rows_and_totals::write_in_own;
 pub(crate) use self::values::{kind_of, params, typed};
 use crate::engine::{Whose, failed};
-use crate::error::{Cause, Error, Result, server_text};
+use crate::error::{Cause, Error, Result, of_db_error};
 use crate::executor::{
     CURSOR, Connect, Driver, Each, EachOf, ErrorKind, Executor, Failure, MAX_FETCH, NotCommitted,
     Reading, Reply, Stopped, fault_of_sqlstate,
@@ -561,7 +561,7 @@ fn is_refused_by(cause: &Cause) -> bool {
 impl From<tokio_postgres::Error> for Failure {
     fn from(error: tokio_postgres::Error) -> Self {
         let said = error.as_db_error();
-        let fault = said.and_then(|db| fault_of_sqlstate(db.code().code(), &server_text(db)));
+        let fault = said.and_then(|db| fault_of_sqlstate(db.code().code(), &of_db_error(db)));
         Self { kind: kind(&error), fault, cause: error.into() }
     }
 }

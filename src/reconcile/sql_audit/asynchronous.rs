@@ -18,8 +18,8 @@ use crate::sql_store::Any;
 
 /// A database's rows and totals, over a library that does not block.
 ///
-/// Each library has a name for its own: [`PostgresAudit`](crate::reconcile::PostgresAudit) is the one of tokio-postgres.
-/// Like its store, it derefs to the same audit over any executor.
+/// Each library has a name for its own: [`PostgresAudit`](crate::reconcile::PostgresAudit) is the
+/// one of tokio-postgres. Like its store, it derefs to the same audit over any executor.
 pub struct AsyncSqlAudit<'a, E: ?Sized> {
     database: Database<'a>,
     executor: E,
@@ -31,7 +31,7 @@ impl<E: ?Sized> fmt::Debug for AsyncSqlAudit<'_, E> {
     }
 }
 
-impl<'a, E: Connect + Executor + Send + 'a> AsyncSqlAudit<'a, E> {
+impl<'a, E: Connect + Send + 'a> AsyncSqlAudit<'a, E> {
     /// Creates an audit without sources, and checks the tables of totals.
     ///
     /// # Errors
@@ -51,13 +51,13 @@ impl<'a, E: Connect + Executor + Send + 'a> AsyncSqlAudit<'a, E> {
     /// # Errors
     ///
     /// [`Error::SchemaMismatch`] if the table is absent. [`Error::Source`] if the key has another
-    /// number of columns; if the rows of a table do not come out of an index in key order; if a bare
-    /// name stands for tables of several schemas; or if the database refuses the SQL.
+    /// number of columns; if the rows of a table do not come out of an index in key order; if a
+    /// bare name stands for tables of several schemas; or if the database refuses the SQL.
     ///
     /// In SQLite also if rows are in an attached file that can only be read, in WAL mode. In
     /// PostgreSQL also if columns are of other types than the key's, or amounts are not integers;
-    /// and if not all rows can be seen in one snapshot with the totals: a policy of row security, or
-    /// a view's condition on the role, hides some; or a table is on another server, or a
+    /// and if not all rows can be seen in one snapshot with the totals: a policy of row security,
+    /// or a view's condition on the role, hides some; or a table is on another server, or a
     /// materialized view. During a run the server refuses to leave out what a policy hides.
     pub async fn add(&mut self, rows: Rows<E::Driver>) -> Result<()> {
         let sources = rows.sources(self.database.schema())?;

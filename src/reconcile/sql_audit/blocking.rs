@@ -16,8 +16,8 @@ use crate::schema::Schema;
 
 /// A database's rows and totals, over a library that blocks.
 ///
-/// Each library has a name for its own: [`SqliteAudit`](crate::reconcile::SqliteAudit) is the one of rusqlite.
-/// Like its store, it derefs to the same audit over any executor.
+/// Each library has a name for its own: [`SqliteAudit`](crate::reconcile::SqliteAudit) is the one
+/// of rusqlite. Like its store, it derefs to the same audit over any executor.
 pub struct SqlAudit<'a, E: ?Sized> {
     database: Database<'a>,
     executor: E,
@@ -49,13 +49,13 @@ impl<'a, E: Connect + Blocking + 'a> SqlAudit<'a, E> {
     /// # Errors
     ///
     /// [`Error::SchemaMismatch`] if the table is absent. [`Error::Source`] if the key has another
-    /// number of columns; if the rows of a table do not come out of an index in key order; if a bare
-    /// name stands for tables of several schemas; or if the database refuses the SQL.
+    /// number of columns; if the rows of a table do not come out of an index in key order; if a
+    /// bare name stands for tables of several schemas; or if the database refuses the SQL.
     ///
     /// In SQLite also if rows are in an attached file that can only be read, in WAL mode. In
     /// PostgreSQL also if columns are of other types than the key's, or amounts are not integers;
-    /// and if not all rows can be seen in one snapshot with the totals: a policy of row security, or
-    /// a view's condition on the role, hides some; or a table is on another server, or a
+    /// and if not all rows can be seen in one snapshot with the totals: a policy of row security,
+    /// or a view's condition on the role, hides some; or a table is on another server, or a
     /// materialized view. During a run the server refuses to leave out what a policy hides.
     pub fn add(&mut self, rows: Rows<E::Driver>) -> Result<()> {
         let sources = rows.sources(self.database.schema())?;

@@ -15,6 +15,9 @@ use crate::executor::{Column, ErrorKind, Executor, Reading};
 use crate::key::KeyPart;
 use crate::sql::{Dialect, Query, Value};
 
+const PREPARING: &str = "preparing its SQL";
+const PLANNING: &str = "planning the source";
+
 /// Finds the tables of a source and checks it.
 pub(super) async fn look<E: Executor + ?Sized>(
     executor: &mut E,
@@ -39,10 +42,10 @@ async fn look_in<E: Executor + ?Sized>(executor: &mut E, mut source: Unfound) ->
     // The first page is not limited to some partitions by its key.
     let limit = (!source.by_tally).then(super::some_limit);
     let first = format!("EXPLAIN (VERBOSE) {}", source.page_text(false));
-    let first = plan(executor, &counter, first, limit.into_iter().collect()).await?;
+    let first = answer(executor, &counter, PLANNING, first, limit.into_iter().collect()).await?;
     refuse_part(executor, &counter, &first).await?;
     let (text, values) = next_page(&source);
-    let next = plan(executor, &counter, format!("EXPLAIN {text}"), values).await?;
+    let next = answer(executor, &counter, PLANNING, format!("EXPLAIN {text}"), values).await?;
     if let Some(index) = source.target.wanted_index(Dialect::Postgres, &counter)
         && next.iter().any(|line| sorts(line))
     {
@@ -75,7 +78,8 @@ async fn look_in<E: Executor + ?Sized>(executor: &mut E, mut source: Unfound) ->
 /// amounts, before anything runs.
 async fn check_types<E: Executor + ?Sized>(executor: &mut E, source: &RowSource) -> Result<()> {
     let counter = &source.counter;
-    let kinds = answer(executor, counter, source.statements.types.clone(), Vec::new()).await?;
+    let kinds =
+        answer(executor, counter, PREPARING, source.statements.types.clone(), Vec::new()).await?;
     for (part, kind) in counter.parts().as_slice().iter().zip(&kinds) {
         if !fits(*part, kind) {
             let reason = format!("a key of {part} cannot be read from a column of type {kind}");
@@ -88,31 +92,22 @@ async fn check_types<E: Executor + ?Sized>(executor: &mut E, source: &RowSource)
         return Err(Error::source(counter, None, reason));
     }
     for (text, values) in shapes(Dialect::Postgres, source) {
-        answer(executor, counter, format!("EXPLAIN {text}"), values).await?;
+        answer(executor, counter, PREPARING, format!("EXPLAIN {text}"), values).await?;
     }
     Ok(())
 }
 
-/// The texts that a statement about the source's SQL answers.
+/// The texts that a statement about the source answers, such as the lines of a plan. `what` is for
+/// errors.
 async fn answer<E: Executor + ?Sized>(
     executor: &mut E,
     counter: &CounterId,
+    what: &str,
     text: String,
     values: Vec<Value<'_>>,
 ) -> Result<Vec<String>> {
     let texts = texts(executor, &Query::new(text, values)).await;
-    texts.map_err(source_stopped("preparing its SQL", counter))
-}
-
-/// A plan, a line a row.
-async fn plan<E: Executor + ?Sized>(
-    executor: &mut E,
-    counter: &CounterId,
-    text: String,
-    values: Vec<Value<'_>>,
-) -> Result<Vec<String>> {
-    let plan = texts(executor, &Query::new(text, values)).await;
-    plan.map_err(source_stopped("planning the source", counter))
+    texts.map_err(source_stopped(what, counter))
 }
 
 /// Whether a column of this type holds such a part of a key, and compares as it does.
